@@ -1,0 +1,175 @@
+"""The course's own part of the book: front strip, call-out cards, map, generated tables.
+
+Chapters use only markup that every notebook viewer renders, so what makes them a book happens
+here: block quotes with a bold lead word become cards, a strip with what a reader wants to know
+first is put below a chapter's title, `<!-- flc-map -->` becomes the map of the course, and the
+plain pages have directives for the tables made from code and from the last run.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shutil
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.typing import ExtensionMetadata
+
+from data_scripts.book import tables
+from data_scripts.book.address import colab_link
+from data_scripts.book.common import (
+    CHAPTERS,
+    RECORDS,
+    address,
+    front_matter,
+    is_chapter,
+    minutes_to_read,
+    record,
+)
+from data_scripts.book.outline import PARTS
+
+CARDS = frozenset(
+    "threat-model predict formula pitfall result try-it ledger note running-case why".split()
+)
+DIFFICULTY = {1: "first steps", 2: "some mathematics", 3: "demanding"}
+
+
+def slug(words: str) -> str:
+    """A card's name from its lead words: `Try it.` gives `try-it`."""
+    return re.sub(r"[^a-z]+", "-", words.lower()).strip("-")
+
+
+def style_cards(app: Sphinx, doctree: nodes.document) -> None:
+    """Give every block quote that starts with a known bold lead word the classes of its card."""
+    for quote in doctree.findall(nodes.block_quote):
+        paragraph = quote.children[0] if quote.children else None
+        if not isinstance(paragraph, nodes.paragraph) or not paragraph.children:
+            continue
+        lead = paragraph.children[0]
+        if isinstance(lead, nodes.strong) and slug(lead.astext()) in CARDS:
+            quote["classes"] += ["flc-card", f"flc-card-{slug(lead.astext())}"]
+            lead["classes"].append("flc-lead")
+
+
+def fact(label: str, value: str, kind: str = "") -> str:
+    """One fact of the strip."""
+    extra = f" flc-fact-{kind}" if kind else ""
+    return f'<li class="flc-fact{extra}"><span>{escape(label)}</span> {value}</li>'
+
+
+def strip_html(name: str) -> str:
+    """The strip below a chapter's title, as HTML."""
+    source = CHAPTERS / f"{name}.md"
+    about, run = front_matter(source).get("flcourse", {}), record(name)
+    level = int(about.get("difficulty", 1))
+    dots = f'<span class="flc-dots" aria-hidden="true">{"●" * level}{"○" * (3 - level)}</span> '
+    minutes = minutes_to_read(source.read_text(encoding="utf-8"))
+    facts = [fact("Read", f"{minutes} min")]
+    if run:
+        seconds = max(5, math.ceil(run["seconds"] / 5) * 5)
+        profile = "a laptop" if run["provenance"]["device"] == "cpu" else "a GPU"
+        facts.append(fact("Run", f"under {seconds} s on {profile}"))
+    facts.append(fact("Level", dots + DIFFICULTY[level]))
+    if "data" in about:
+        facts.append(fact("Data", f"<code>{escape(str(about['data']))}</code>"))
+    if run.get("claims"):
+        number = len(run["claims"])
+        link = f'<a href="status.html#{slug_id(name)}">{number} claims checked</a>'
+        facts.append(fact("Proof", link, "claims"))
+    links = [f'<a class="flc-button" href="{name}.ipynb" download>Notebook</a>']
+    if address():
+        target = escape(colab_link(address(), f"chapters/{name}.ipynb"))
+        links.insert(0, f'<a class="flc-button flc-button-main" href="{target}">Open in Colab</a>')
+    return (
+        '<div class="flc-strip"><ul>' + "".join(facts) + "</ul>"
+        '<div class="flc-strip-links">' + " ".join(links) + "</div></div>"
+    )
+
+
+def slug_id(name: str) -> str:
+    """The anchor of a chapter's claims on the status page."""
+    return "claims-" + name.replace("_", "-")
+
+
+def map_html() -> str:
+    """The map of the course: written chapters are links, the others grey."""
+    parts = []
+    for part in PARTS:
+        entries = []
+        for entry in part.chapters:
+            found = sorted(CHAPTERS.glob(f"{entry.number}_*.md"))
+            label = (
+                f'<span class="flc-map-number">{entry.number}</span>'
+                f'<span class="flc-map-title">{escape(entry.title)}</span>'
+                f'<span class="flc-map-question">{escape(entry.question)}</span>'
+            )
+            if found:
+                entries.append(f'<li><a href="{found[0].stem}.html">{label}</a></li>')
+            else:
+                soon = '<span class="flc-map-soon">not yet written</span>'
+                entries.append(f'<li class="flc-map-grey"><div>{label}{soon}</div></li>')
+        parts.append(
+            f'<section class="flc-map-part flc-map-{part.colour}">'
+            f'<p class="flc-map-heading">{escape(part.title)}</p>'
+            f'<ol>{"".join(entries)}</ol></section>'
+        )
+    return f'<nav class="flc-map" aria-label="Map of the course">{"".join(parts)}</nav>'
+
+
+def raw(html: str) -> nodes.raw:
+    """HTML as a docutils node."""
+    return nodes.raw("", html, format="html")
+
+
+def add_generated_parts(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the strip below a chapter's title, and the map where its comment stands."""
+    path = Path(app.srcdir) / f"{docname}.md"
+    if is_chapter(path):
+        title = next(doctree.findall(nodes.title), None)
+        if title is not None:
+            section = title.parent
+            section.insert(section.index(title) + 1, raw(strip_html(path.stem)))
+    for node in list(doctree.findall(nodes.raw)):
+        if node.astext().strip() == "<!-- flc-map -->":
+            node.parent.replace(node, raw(map_html()))
+
+
+class Generated(SphinxDirective):
+    """A table made at build time: ```` ```{flc-table} claims ```` and its kin (see tables.py)."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Parse the table's Markdown where the directive stands."""
+        name = self.arguments[0]
+        if name not in tables.TABLES:
+            raise self.error(f"no table {name!r}; there are: {', '.join(sorted(tables.TABLES))}")
+        for path in RECORDS.glob("*.json"):
+            self.env.note_dependency(str(path))
+        holder = nodes.container(classes=["flc-generated", f"flc-generated-{name}"])
+        self.content.data = tables.TABLES[name]().splitlines()
+        self.content.items = [(f"table {name}", line) for line in range(len(self.content.data))]
+        self.state.nested_parse(self.content, 0, holder, match_titles=1)
+        return holder.children
+
+
+def copy_notebooks(app: Sphinx, error: Exception | None) -> None:
+    """Lay the chapters' notebooks beside their pages, for the strip's download link."""
+    if error is None and app.builder.format == "html":
+        target = Path(app.outdir) / "chapters"
+        for source in sorted(CHAPTERS.glob("*.ipynb")):
+            shutil.copy(source, target / source.name)
+
+
+def setup(app: Sphinx) -> ExtensionMetadata:
+    """Connect the parts to Sphinx."""
+    app.add_directive("flc-table", Generated)
+    app.connect("doctree-read", style_cards)
+    app.connect("doctree-resolved", add_generated_parts)
+    app.connect("build-finished", copy_notebooks)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,34 @@
+"""The course's letters: each symbol of the pages with its name in the code.
+
+The notation page is made from `NAMES`, and a test checks that every code name really is a
+parameter or a field somewhere in the package, so page and code cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Name(NamedTuple):
+    """One quantity: LaTeX symbol, name in code, meaning, unit or shape, first chapter."""
+
+    symbol: str
+    code: str
+    meaning: str
+    unit: str
+    chapter: str
+
+
+NAMES: tuple[Name, ...] = (
+    Name(r"n", "num_clients", "clients that a data set is divided among", "count", "01"),
+    Name(r"C", "fraction", "share of the clients that take part in a round", "0 to 1", "01"),
+    Name(r"E", "epochs", "passes of a client over its own data in a round", "count", "01"),
+    Name(r"B", "batch_size", "samples in one local step", "count", "01"),
+    Name(r"\eta", "lr", "step length of local training", "–", "01"),
+    Name(r"\eta_s", "server_lr", "step length of the server along the mean update", "–", "01"),
+    Name(r"T", "rounds", "rounds of training", "count", "01"),
+    Name(r"U", "rows", "updates, one client a row: local minus global", "`[n, d]` float32", "01"),
+    Name(r"w", "weights", "sample counts of the clients, beside their rows", "`[n]`", "01"),
+    Name(r"\alpha", "alpha", "Dirichlet concentration; smaller means less alike", "> 0", "01"),
+    Name(r"s", "seed", "start of every random draw", "integer", "01"),
+)
