@@ -1,0 +1,147 @@
+"""Where the code runs and where its randomness comes from: device, profile, seeds, provenance.
+
+Every random draw of the course is made on the CPU from ``generator(seed, purpose, ...)`` and then
+moved, so a run on a GPU sees the same draws as a run on a CPU. Explained in chapter 01.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+PROFILES = ("quick", "full")
+_RECORDED_PACKAGES = ("torch", "torchvision", "numpy", "scikit-image", "matplotlib")
+
+
+def device() -> torch.device:
+    """The device to compute on: ``FLCOURSE_DEVICE`` if set, else CUDA, MPS or CPU as available.
+
+    Raises ``ValueError`` if ``FLCOURSE_DEVICE`` names no known device, or one that is not here.
+    """
+    forced = os.environ.get("FLCOURSE_DEVICE")
+    if forced:
+        return _checked_device(forced)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _checked_device(name: str) -> torch.device:
+    try:
+        chosen = torch.device(name)
+    except RuntimeError:
+        raise ValueError(
+            f"FLCOURSE_DEVICE={name!r} is no device: use 'cpu', 'cuda', 'cuda:1' or 'mps', "
+            "or unset it to choose automatically"
+        ) from None
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if chosen.type not in ("cpu", *count):
+        raise ValueError(f"FLCOURSE_DEVICE={name!r} is not supported: use 'cpu', 'cuda' or 'mps'")
+    if chosen.type in count and (chosen.index or 0) >= count[chosen.type]:
+        raise ValueError(
+            f"FLCOURSE_DEVICE={name!r}, but this machine has {count[chosen.type]} such device(s); "
+            "unset it, or use 'cpu'"
+        )
+    return chosen
+
+
+def profile() -> str:
+    """``"quick"`` (default: two CPU cores, embedded data) or ``"full"`` (``FLCOURSE_PROFILE``).
+
+    Raises ``ValueError`` for any other value.
+    """
+    name = os.environ.get("FLCOURSE_PROFILE", "quick")
+    if name not in PROFILES:
+        raise ValueError(f"FLCOURSE_PROFILE={name!r} is unknown: use one of {', '.join(PROFILES)}")
+    return name
+
+
+def by_profile(*, quick: T, full: T) -> T:
+    """The value for the current profile; both stand in the text, so a reader sees the two."""
+    return quick if profile() == "quick" else full
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed for one purpose: the first bytes of SHA-256 over ``seed`` and ``purpose``.
+
+    Streams of different purposes (or rounds, or clients) are unrelated, unlike ``seed + round``,
+    where client 1 of round 2 would see the draws of client 2 of round 1.
+    """
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (int(seed), *purpose))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator for one purpose, e.g. ``generator(0, "shuffle", round, client)``."""
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+
+
+@contextmanager
+def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
+    """Run a block (such as building a model) under its own seed; the global state is restored."""
+    # devices=[]: models are built on the CPU, so only the CPU's state needs to be kept.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, *purpose))
+        yield
+
+
+def provenance() -> dict[str, object]:
+    """What a stored number needs beside it: versions, device, threads, profile, commit, date."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _RECORDED_PACKAGES},
+        "device": _device_name(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores",
+        "threads": torch.get_num_threads(),
+        "profile": profile(),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device_name() -> str:
+    chosen = device()
+    return torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen.type
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return answer.stdout.strip()
+
+
+def progress(items: Iterable[T], label: str, *, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar; silent where ``FLCOURSE_PROGRESS=0`` (as in the built book)."""
+    from tqdm.auto import tqdm  # imported here: a plain run of a module needs no progress bar
+
+    silent = True if os.environ.get("FLCOURSE_PROGRESS") == "0" else None
+    if "ipykernel" in sys.modules and silent is None:
+        silent = False  # a notebook's stderr is no terminal, yet the bar is wanted there
+    yield from tqdm(items, desc=label, total=total, leave=False, disable=silent)

@@ -1,0 +1,274 @@
+"""FedAvg against independent oracles: plain SGD, the centralised step, PyTorch's own optimiser."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from flcourse import models
+from flcourse.data import Client, load_dataset, partition
+from flcourse.fedavg import (
+    apply_update,
+    batches,
+    evaluate,
+    local_updates,
+    mean,
+    pooled,
+    sample_clients,
+    train,
+)
+from flcourse.runtime import generator
+from flcourse.vectors import flatten
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def clients(digits):
+    return partition(digits.train, "dirichlet", 8, alpha=0.3, seed=0)
+
+
+def small_model(seed=0):
+    return models.MLP(64, 16, 10, seed=seed)
+
+
+def full_batch_step(model, data, lr):
+    """The centralised oracle: one step of gradient descent on all samples, by autograd alone."""
+    model = copy.deepcopy(model)
+    loss = F.cross_entropy(model(data.inputs), data.labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    with torch.no_grad():
+        for parameter, gradient in zip(model.parameters(), gradients):
+            parameter -= lr * gradient
+    return flatten(model)
+
+
+def test_one_client_full_batch_is_sgd_exactly(digits):
+    model = small_model()
+    expected = copy.deepcopy(model)
+    optimiser = torch.optim.SGD(expected.parameters(), lr=0.1)
+    # The same order of samples: a sum of floats depends on it.
+    order = next(batches(len(digits.train), 1, None, generator(5, "shuffle", 1, 0)))
+    F.cross_entropy(expected(digits.train.inputs[order]), digits.train.labels[order]).backward()
+    optimiser.step()
+    client = Client(0, digits.train.inputs, digits.train.labels)
+    train(model, [client], digits.test, rounds=1, epochs=1, batch_size=None, lr=0.1, seed=5,
+          engine="loop")  # fmt: skip
+    # The update travels as a difference, which rounds the last bit of a float32.
+    assert torch.allclose(flatten(model), flatten(expected), atol=2e-8, rtol=0)
+
+
+def test_equal_shards_full_batch_is_the_centralised_step(digits):
+    model = small_model()
+    clients = partition(digits.train.subset(range(1400)), "iid", 7, seed=0)
+    expected = full_batch_step(model, pooled(clients), lr=0.1)
+    train(model, clients, digits.test, rounds=1, epochs=1, batch_size=None, lr=0.1)
+    assert torch.allclose(flatten(model), expected, atol=1e-6)
+
+
+def test_unequal_shards_full_batch_is_the_centralised_step_too_thanks_to_the_weights(
+    digits, clients
+):
+    model = small_model()
+    assert len({len(client) for client in clients}) > 1
+    expected = full_batch_step(model, pooled(clients), lr=0.1)
+    rows, weights = local_updates(model, clients, epochs=1, batch_size=None, lr=0.1)
+    start = flatten(model)
+    assert torch.allclose(start + mean(rows, weights), expected, atol=1e-6)
+    assert not torch.allclose(start + rows.mean(dim=0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"proximal": 0.5}, {"epochs": 3}])
+@pytest.mark.parametrize("kind", ["mlp", "cnn", "frozen"])
+def test_batched_training_equals_the_plain_loop(clients, options, kind):
+    model = small_model()
+    if kind == "cnn":
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 10))
+    if kind == "frozen":
+        model[1].weight.requires_grad_(False)
+    settings = {"epochs": 2, "batch_size": 32, "lr": 0.1, "seed": 3, "round": 4, **options}
+    loop, counts = local_updates(model, clients, engine="loop", **settings)
+    batched, _ = local_updates(model, clients, engine="batched", **settings)
+    assert counts.tolist() == [len(client) for client in clients]
+    assert float(loop.norm(dim=1).min()) > 1e-3
+    assert torch.allclose(loop, batched, atol=2e-6)
+
+
+def test_batched_training_in_several_groups_gives_the_same_rows(clients, monkeypatch):
+    settings = {"epochs": 1, "batch_size": 16, "lr": 0.1, "engine": "batched"}
+    together, _ = local_updates(small_model(), clients, **settings)
+    monkeypatch.setattr("flcourse.fedavg._VALUES_AT_ONCE", 3 * 1210)
+    assert torch.allclose(local_updates(small_model(), clients, **settings)[0], together, atol=1e-6)
+
+
+def test_the_global_model_is_not_changed_by_local_training(clients):
+    model = small_model()
+    before = flatten(model)
+    for engine in ("loop", "batched"):
+        local_updates(model, clients, epochs=1, batch_size=32, lr=0.1, engine=engine)
+        assert torch.equal(flatten(model), before)
+
+
+def test_batch_norm_statistics_travel_in_the_row_and_take_the_loop(clients):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    settings = {"epochs": 1, "batch_size": None, "lr": 0.1}
+    rows, _ = local_updates(model, clients, **settings)
+    assert torch.isfinite(rows).all()
+    with pytest.raises(ValueError, match="BatchNorm1d"):
+        local_updates(model, clients, engine="batched", **settings)
+    before = model[2].running_mean.clone()
+    apply_update(model, mean(rows, torch.ones(len(rows))))
+    assert not torch.equal(model[2].running_mean, before)
+
+
+def test_fedprox_pulls_clients_back_to_the_global_model(clients):
+    settings = {"epochs": 5, "batch_size": 32, "lr": 0.1}
+    free, _ = local_updates(small_model(), clients, **settings)
+    held, _ = local_updates(small_model(), clients, proximal=1.0, **settings)
+    assert bool((held.norm(dim=1) < 0.9 * free.norm(dim=1)).all())
+
+
+def test_server_momentum_is_the_recursion_of_fedavgm(digits, clients):
+    model, beta = small_model(), 0.7
+    settings = {"epochs": 1, "batch_size": 32, "lr": 0.1}
+    row = flatten(model)
+    velocity, other = torch.zeros_like(row), small_model()
+    for number in (1, 2, 3):
+        rows, weights = local_updates(other, clients, seed=1, round=number, **settings)
+        velocity = beta * velocity + mean(rows, weights)
+        apply_update(other, velocity, 0.5)
+    train(model, clients, digits.test, rounds=3, server_lr=0.5, server_momentum=beta, seed=1,
+          **settings)  # fmt: skip
+    assert torch.allclose(flatten(model), flatten(other), atol=1e-6)
+
+
+def test_two_runs_give_the_same_history_and_another_seed_another(digits, clients):
+    def curve(seed):
+        return train(small_model(), clients, digits.test, rounds=2, fraction=0.5, seed=seed)
+
+    first, again, other = curve(0), curve(0), curve(1)
+    assert [r.loss for r in first.rounds] == [r.loss for r in again.rounds]
+    assert [r.loss for r in first.rounds] != [r.loss for r in other.rounds]
+
+
+def test_a_resumed_run_ends_with_the_same_model(digits, clients):
+    settings = {"rounds": 4, "fraction": 0.5, "server_momentum": 0.5, "seed": 2}
+    whole, kept = small_model(), []
+    history = train(whole, clients, digits.test, on_round=lambda r, c: kept.append(c), **settings)
+    resumed = small_model(seed=99)
+    rest = train(resumed, clients, digits.test, resume=kept[1], **settings)
+    assert torch.equal(flatten(whole), flatten(resumed))
+    assert [r.round for r in rest.rounds] == [3, 4]
+    assert rest.accuracy == history.accuracy[2:]
+
+
+def test_bytes_count_float32_rows_of_the_cohort(digits, clients):
+    history = train(small_model(), clients, digits.test, rounds=2, fraction=0.25)
+    assert all(record.bytes_up == record.bytes_down == 4 * 1210 * 2 for record in history.rounds)
+    assert history.megabytes[-1] == pytest.approx(2 * 2 * 4 * 1210 * 2 / 1e6)
+
+
+def test_transform_sees_the_round_and_its_rows_are_used(digits, clients):
+    seen = []
+
+    def spy(rows, context):
+        seen.append((context.round, len(context.cohort), context.generator("x").initial_seed()))
+        return rows * 0
+
+    model = small_model()
+    before = flatten(model)
+    train(model, clients, digits.test, rounds=2, transform=spy)
+    assert torch.equal(flatten(model), before)
+    assert [entry[:2] for entry in seen] == [(1, 8), (2, 8)]
+    assert seen[0][2] != seen[1][2]
+
+
+def test_history_as_json_holds_everything(digits, clients, tmp_path):
+    history = train(small_model(), clients, digits.test, rounds=1, seed=4)
+    content = json.loads(history.to_json(tmp_path / "run.json"))
+    assert content == json.loads((tmp_path / "run.json").read_text())
+    assert content["config"]["seed"] == 4 and content["config"]["aggregate"] == "mean"
+    assert content["rounds"][0]["accuracy"] == history.accuracy[0]
+    assert content["provenance"]["packages"]["torch"]
+
+
+def test_training_learns(digits):
+    clients = partition(digits.train, "iid", 10, seed=0)
+    history = train(models.MLP(64, 64, 10), clients, digits.test, rounds=20, lr=0.1)
+    assert history.accuracy[-1] > 0.75  # chance is .1; .847 to .886 over five seeds
+
+
+@pytest.mark.parametrize("fraction, count", [(1.0, 8), (0.5, 4), (0.01, 1), (0.3, 2)])
+def test_cohort_sizes_and_order(clients, fraction, count):
+    cohort = sample_clients(clients, fraction, generator(0, "t"))
+    indices = [client.index for client in cohort]
+    assert len(set(indices)) == count and indices == sorted(indices)
+
+
+def test_every_client_is_sampled_equally_often(clients):
+    draws = generator(0, "t")
+    counts = torch.zeros(len(clients))
+    for _ in range(2000):
+        for client in sample_clients(clients, 0.25, draws):
+            counts[client.index] += 1
+    # Binomial(2000, 1/4): standard deviation 19.4, so 5 of them.
+    assert float((counts - 500).abs().max()) < 97
+
+
+def test_weighted_mean_by_hand():
+    rows = torch.tensor([[1.0, 0.0], [4.0, 3.0]])
+    assert mean(rows, torch.tensor([2.0, 1.0])).tolist() == [2.0, 1.0]
+
+
+def test_evaluate_in_batches_equals_one_pass(digits):
+    model = small_model()
+    accuracy, loss = evaluate(model, digits.test, batch_size=7)
+    outputs = model(digits.test.inputs)
+    assert loss == pytest.approx(F.cross_entropy(outputs, digits.test.labels).item(), rel=1e-5)
+    assert accuracy == pytest.approx(
+        float((outputs.argmax(1) == digits.test.labels).float().mean())
+    )
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": -0.1}, "lr=-0.1"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"momentum": 1.0}, "momentum=1.0"),
+        ({"proximal": -1.0}, "proximal=-1.0"),
+        ({"engine": "fast"}, "engine='fast'"),
+        ({"rounds": 0}, "rounds=0"),
+        ({"fraction": 0.0}, "fraction=0.0"),
+    ],
+)
+def test_nonsense_is_refused_by_name(digits, clients, change, words):
+    with pytest.raises(ValueError, match=words):
+        train(small_model(), clients, digits.test, **{"rounds": 1, **change})
+
+
+def test_divergence_is_said_not_averaged(digits, clients):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        train(small_model(), clients, digits.test, rounds=5, epochs=5, lr=1e30)
+
+
+def test_misfits_are_refused(digits):
+    with pytest.raises(ValueError, match="at least one must be positive"):
+        mean(torch.ones(2, 3), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"\[n, d\]"):
+        mean(torch.ones(3), torch.ones(3))
+    with pytest.raises(ValueError, match="does not fit"):
+        apply_update(small_model(), torch.zeros(3))
+    with pytest.raises(ValueError, match="no clients"):
+        sample_clients([], 1.0, generator(0))
+    with pytest.raises(ValueError, match="empty"):
+        evaluate(small_model(), digits.test.subset([]))
