@@ -118,7 +118,7 @@ class Figure:
         data = base64.b64encode(self.png).decode("ascii")
         return (
             f'<img alt="{html.escape(self.alt)}" width="{self.width}" height="{self.height}" '
-            'style="max-width:100%;height:auto;background:#fff" '
+            'style="width:auto;max-width:100%;height:auto;background:#fff" '
             f'src="data:image/png;base64,{data}">'
         )
 
@@ -146,6 +146,10 @@ class HtmlFigure:
 
     def __init__(self, body: str, *, text: str, caption: str = "") -> None:
         self.body, self.text, self.caption = body, text, caption
+
+    def image(self) -> str:
+        """The body alone, where a ``Figure`` has its picture."""
+        return self.body
 
     def html(self) -> str:
         """A ``<figure class="flc-figure flc-table">`` around the body."""
