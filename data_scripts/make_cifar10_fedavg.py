@@ -23,7 +23,7 @@ from flcourse.fedavg import Checkpoint, Round, train
 from flcourse.models import Normalise, SimpleCNN
 from flcourse.runtime import device
 
-SETTING: dict[str, Any] = dict(epochs=3, batch_size=64, lr=0.01, momentum=0.9)
+SETTING: dict[str, Any] = {"epochs": 3, "batch_size": 64, "lr": 0.01, "momentum": 0.9}
 ROUNDS, NUM_CLIENTS, ALPHA, SEED = 20, 5, 0.5, 0
 PARTITIONS = ("iid", "dirichlet")
 PROBE_SEEDS = (0, 1, 2, 3, 4)

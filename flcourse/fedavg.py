@@ -1,4 +1,4 @@
-"""Federated averaging: a round is five lines, and two of them are where attacks and defences plug in.
+"""Federated averaging: a round is five lines; attacks and defences plug into two of them.
 
     cohort = sample_clients(clients, fraction, generator)
     rows, weights = local_updates(model, cohort, epochs=..., batch_size=..., lr=..., ...)
@@ -41,7 +41,7 @@ _VALUES_AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class RoundContext:
-    """What a ``transform`` may know of the round: its number, the seed, who takes part, the model."""
+    """What a ``transform`` may know: the round, the seed, who takes part, the global model."""
 
     round: int
     seed: int
@@ -145,7 +145,7 @@ def local_updates(
     round: int = 0,
     engine: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Train a copy of ``model`` on each client; return updates ``[n, d]`` and sample counts ``[n]``.
+    """Train a copy of ``model`` on each client: updates ``[n, d]`` and sample counts ``[n]``.
 
     Row ``k`` is ``local_k - global`` after ``epochs`` passes of SGD over client ``k``'s samples in
     batches of ``batch_size`` (``None``: all samples, one batch). ``model`` itself is not changed.
@@ -174,7 +174,8 @@ def mean(rows: Tensor, weights: Tensor) -> Tensor:
     """
     if rows.dim() != 2 or weights.shape != rows.shape[:1]:
         raise ValueError(
-            f"expected rows [n, d] and weights [n], got {list(rows.shape)} and {list(weights.shape)}"
+            f"expected rows [n, d] and weights [n], "
+            f"got {list(rows.shape)} and {list(weights.shape)}"
         )
     total = weights.sum()
     if not total > 0:
@@ -234,12 +235,23 @@ def train(
     model.to(target)
     clients = [client.to(target) for client in clients]
     test = test.to(target)
-    config = dict(
-        rounds=rounds, num_clients=len(clients), fraction=fraction, epochs=epochs,
-        batch_size=batch_size, lr=lr, momentum=momentum, proximal=proximal, server_lr=server_lr,
-        server_momentum=server_momentum, aggregate=_name(aggregate), transform=_name(transform),
-        seed=seed, model=type(model).__name__, num_values=flatten(model).numel(),
-    )  # fmt: skip
+    config = {
+        "rounds": rounds,
+        "num_clients": len(clients),
+        "fraction": fraction,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": momentum,
+        "proximal": proximal,
+        "server_lr": server_lr,
+        "server_momentum": server_momentum,
+        "aggregate": _name(aggregate),
+        "transform": _name(transform),
+        "seed": seed,
+        "model": type(model).__name__,
+        "num_values": flatten(model).numel(),
+    }
     history = History(config)
     velocity = torch.zeros_like(flatten(model))
     first = 1
@@ -292,7 +304,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     correct, total = 0, 0.0
-    for inputs, labels in zip(data.inputs.split(batch_size), data.labels.split(batch_size)):
+    for inputs, labels in zip(
+        data.inputs.split(batch_size), data.labels.split(batch_size), strict=True
+    ):
         outputs = model(inputs)
         correct += int((outputs.argmax(dim=1) == labels).sum())
         total += float(per_sample(outputs, labels).sum())
@@ -348,7 +362,7 @@ def _train_one(model: nn.Module, client: Client, options: _Local) -> Tensor:
         outputs = local(client.inputs[chosen])
         options.loss(outputs, client.labels[chosen]).mean().backward()
         if options.proximal:
-            for parameter, anchor in zip(trained, anchors):
+            for parameter, anchor in zip(trained, anchors, strict=True):
                 if parameter.grad is not None:
                     parameter.grad += options.proximal * (parameter.detach() - anchor)
         optimiser.step()
@@ -442,7 +456,7 @@ def _engine(engine: str, model: nn.Module, cohort: Sequence[Client]) -> str:
         )
     if engine != "auto":
         return engine
-    # On a CPU, vmap turns convolutions into grouped ones, which are no faster than a loop over clients.
+    # On a CPU, vmap makes grouped convolutions, which are no faster than a loop over clients.
     slow = cohort[0].inputs.device.type == "cpu" and any(
         isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()
     )

@@ -33,13 +33,13 @@ def ssim(truth: Tensor, guess: Tensor) -> Tensor:
     truth, guess = _pair(truth, guess)
     if min(truth.shape[-2:]) < 7:
         raise ValueError(f"SSIM needs pictures of at least 7×7, got {list(truth.shape[-2:])}")
-    pairs = zip(truth.double().cpu().numpy(), guess.double().cpu().numpy())
+    pairs = zip(truth.double().cpu().numpy(), guess.double().cpu().numpy(), strict=True)
     scores = [structural_similarity(t, g, data_range=1.0, channel_axis=0) for t, g in pairs]
     return torch.tensor(scores)
 
 
 def flat_floor(truth: Tensor) -> Tensor:
-    """PSNR in dB of the flat picture in the truth's own mean colour, ``[b]``: the score of no detail."""
+    """PSNR in dB of a flat picture in the truth's mean colour, ``[b]``: the score of no detail."""
     return psnr(truth, truth.mean(dim=(2, 3), keepdim=True).expand_as(truth))
 
 

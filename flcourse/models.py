@@ -59,7 +59,7 @@ class MLP(nn.Sequential):
 
 
 class LightCNN(nn.Sequential):
-    """Two strided 5×5 convolutions (12, 24 channels) and a linear layer; 19,306 parameters at 1×28×28."""
+    """Two strided 5×5 convolutions (12, 24 channels), one linear layer; 19,306 parameters."""
 
     def __init__(
         self, num_classes: int = 10, channels: int = 1, image_size: int = 28, *, seed: int = 0

@@ -11,6 +11,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Every parameter and buffer once, also where several modules hold the same tensor."""
     named = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in named:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if is_lazy(tensor):
             raise ValueError(f"{name} has no shape yet: run one batch through the lazy model first")
         if tensor.is_complex():
             raise ValueError(f"{name} is complex; store its real and imaginary part separately")

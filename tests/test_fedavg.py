@@ -45,7 +45,7 @@ def full_batch_step(model, data, lr):
     loss = F.cross_entropy(model(data.inputs), data.labels)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     with torch.no_grad():
-        for parameter, gradient in zip(model.parameters(), gradients):
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
             parameter -= lr * gradient
     return flatten(model)
 

@@ -14,7 +14,7 @@ def pictures():
 
 def test_psnr_agrees_with_scikit_image(pictures):
     noisy = (pictures + 0.1).clamp(0, 1)
-    for truth, guess, score in zip(pictures, noisy, psnr(pictures, noisy)):
+    for truth, guess, score in zip(pictures, noisy, psnr(pictures, noisy), strict=True):
         oracle = peak_signal_noise_ratio(truth.numpy(), guess.numpy(), data_range=1)
         assert float(score) == pytest.approx(oracle, abs=1e-4)
 

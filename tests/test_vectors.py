@@ -1,4 +1,5 @@
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -112,7 +113,7 @@ def test_bad_input_is_named(call, words):
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=5), st.booleans())
 def test_any_stack_survives_the_round_trip(widths, normed):
     layers = []
-    for before, after in zip(widths, widths[1:]):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.BatchNorm1d(after) if normed else nn.Tanh()]
     model = nn.Sequential(*layers)
     row = torch.randn(num_values(model))
