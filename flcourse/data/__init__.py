@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from flcourse.data.embedded import load_breast_cancer, load_digits, load_photos, load_zen
-from flcourse.data.files import load_torchvision
+from flcourse.data.faces import load_celeba, load_lfw
+from flcourse.data.files import TORCHVISION_CLASSES, load_torchvision
 from flcourse.data.glyphs import load_glyphs
+from flcourse.data.images import load_image
 from flcourse.data.partition import partition, partition_indices
 from flcourse.data.sources import default_root
 from flcourse.data.types import Client, DamagedFileError, Dataset, Split
@@ -30,6 +32,7 @@ __all__ = [
     "dataset_names",
     "default_root",
     "load_dataset",
+    "load_image",
     "partition",
     "partition_indices",
 ]
@@ -43,7 +46,9 @@ EMBEDDED: dict[str, Callable[..., Split]] = {
 }
 # These take the folder as their first argument.
 ON_DISK: dict[str, Callable[..., Split]] = {
-    name: load_torchvision(name) for name in ("mnist", "fashion_mnist", "cifar10", "cifar100")
+    **{name: load_torchvision(name) for name in TORCHVISION_CLASSES},
+    "lfw": load_lfw,
+    "celeba": load_celeba,
 }
 
 

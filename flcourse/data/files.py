@@ -18,7 +18,7 @@ from flcourse.data.sources import SOURCES, Source, find_root, verify_parts
 from flcourse.data.types import Dataset, Split
 from flcourse.runtime import generator
 
-_TORCHVISION_CLASSES = {
+TORCHVISION_CLASSES = {
     "mnist": "MNIST",
     "fashion_mnist": "FashionMNIST",
     "cifar10": "CIFAR10",
@@ -40,7 +40,7 @@ def load_torchvision(name: str) -> Callable[..., Split]:
         """The published train and test halves; or a random choice of so many from each."""
         folder = find_root(source, root)
         verify_parts(source, folder)
-        reader = getattr(_torchvision_datasets(name), _TORCHVISION_CLASSES[name])
+        reader = getattr(_torchvision_datasets(name), TORCHVISION_CLASSES[name])
         halves = [
             _read(source, reader(folder, train=train, download=False), count, seed, part)
             for train, count, part in ((True, num_train, "train"), (False, num_test, "test"))

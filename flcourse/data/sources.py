@@ -269,5 +269,33 @@ SOURCES: dict[str, Source] = {
                 Part(f"{_C100}/meta", "md5:7973b15100ade9c7d40fb424638fde48"),
             ),
         ),
+        Source(
+            "lfw",
+            "Labeled Faces in the Wild (Huang et al. 2007: 13,233 pictures of 5,749 persons)",
+            "unclear: collected from news pages for research; not to be given on",
+            233,
+            ".",
+            (
+                Archive(
+                    "lfw-funneled.tgz",
+                    ("https://ndownloader.figshare.com/files/5976015",),
+                    "sha256:b47c8422c8cded889dc5a13418c4bc2abbda121092b3533a83306f90d900100a",
+                ),
+            ),
+        ),
+        Source(
+            "celeba",
+            "CelebA (Liu et al. 2015: 202,599 pictures of faces, 40 attributes)",
+            "non-commercial research only; not to be given on",
+            1_400,
+            "celeba",
+            by_hand=(
+                "CelebA has no open direct download. Get it from its page, "
+                "http://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (img_align_celeba.zip, "
+                "list_attr_celeba.txt, list_eval_partition.txt, and identity_CelebA.txt for a "
+                "split by person), or as 'celeba-dataset' from Kaggle (jessicali9530), and unpack "
+                "it into {folder}, so that {folder}/img_align_celeba holds the pictures."
+            ),
+        ),
     )
 }
