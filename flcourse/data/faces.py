@@ -129,15 +129,20 @@ def load_celeba(
     labels = read_column(files.attributes, attribute)
     halves = read_column(files.halves, "partition")
     people = read_column(files.identity, "identity") if files.identity else None
-    return Split(
-        *(
-            _celeba_half(files, attribute, labels, half, people, count, seed, part)
-            for half, count, part in (
-                ([name for name, code in halves.items() if code == 0], num_train, "train"),
-                ([name for name, code in halves.items() if code == 2], num_test, "test"),
-            )
+    if unknown := [n for n in halves if n not in labels or (people and n not in people)]:
+        raise DamagedFileError(
+            f"{files.halves.name} names {unknown[0]}, which {files.attributes.name} (or the list "
+            "of persons) does not: the lists belong to different releases, or one is cut short"
         )
-    )
+
+    def half(code: int, part: str, count: int | None) -> Dataset:
+        names = [name for name, published in halves.items() if published == code]
+        if count is not None and count >= 1:
+            count = min(count, len(names))
+        at = choose(len(names), count, seed, f"num_{part}", "celeba").tolist()
+        return _celeba_half(files.pictures, [names[i] for i in at], attribute, labels, people)
+
+    return Split(half(0, "train", num_train), half(2, "test", num_test))
 
 
 def find_celeba(root: Path) -> CelebaFiles:
@@ -202,30 +207,18 @@ def _rows(path: Path) -> Iterator[list[str]]:
 
 
 def _celeba_half(
-    files: CelebaFiles,
+    pictures: Path,
+    names: list[str],
     attribute: str,
     labels: dict[str, int],
-    names: list[str],
     people: dict[str, int] | None,
-    count: int | None,
-    seed: int,
-    part: str,
 ) -> Dataset:
-    unknown = [name for name in names if name not in labels or (people and name not in people)]
-    if unknown:
-        raise DamagedFileError(
-            f"{files.halves.name} names {unknown[0]}, which {files.attributes.name} (or the list "
-            "of persons) does not: the lists belong to different releases, or one is cut short"
-        )
-    if count is not None and count >= 1:
-        count = min(count, len(names))
-    chosen = [names[i] for i in choose(len(names), count, seed, f"num_{part}", "celeba").tolist()]
     return Dataset(
         name="celeba",
-        inputs=_read_pictures([files.pictures / name for name in chosen], CELEBA_SIDE, "celeba"),
-        labels=torch.tensor([int(labels[name] > 0) for name in chosen], dtype=torch.int64),
+        inputs=_read_pictures([pictures / name for name in names], CELEBA_SIDE, "celeba"),
+        labels=torch.tensor([int(labels[name] > 0) for name in names], dtype=torch.int64),
         classes=(f"not {attribute}", attribute),
-        writers=torch.tensor([people[name] for name in chosen]) if people else None,
+        writers=torch.tensor([people[name] for name in names]) if people else None,
         source=SOURCES["celeba"].title,
         licence=SOURCES["celeba"].licence,
     )

@@ -28,7 +28,6 @@ TORCHVISION_CLASSES = {
 
 def load_torchvision(name: str) -> Callable[..., Split]:
     """The loader of one of torchvision's sets: `load(root, *, num_train, num_test, seed)`."""
-    source = SOURCES[name]
 
     def load(
         root: Path,
@@ -38,6 +37,7 @@ def load_torchvision(name: str) -> Callable[..., Split]:
         seed: int = 0,
     ) -> Split:
         """The published train and test halves; or a random choice of so many from each."""
+        source = SOURCES[name]
         folder = find_root(source, root)
         verify_parts(source, folder)
         reader = getattr(_torchvision_datasets(name), TORCHVISION_CLASSES[name])

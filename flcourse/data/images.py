@@ -43,11 +43,9 @@ def read_square(path: Path, image_size: int, side: int | None = None) -> np.ndar
         ) from error
     width = min(picture.width, picture.height, side or picture.width)
     left, top = (picture.width - width) // 2, (picture.height - width) // 2
-    square = picture.resize(
-        (image_size, image_size),
-        Image.Resampling.LANCZOS,
-        box=(left, top, left + width, top + width),
-    )
+    # Not resize(box=…): that lets the pixels around the box bleed into its edge.
+    square = picture.crop((left, top, left + width, top + width))
+    square = square.resize((image_size, image_size), Image.Resampling.LANCZOS)
     return np.asarray(square).transpose(2, 0, 1).copy()
 
 
