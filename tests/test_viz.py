@@ -142,7 +142,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         viz.learning_curves({"a": [ROUNDS, ROUNDS[:4]]})
     with pytest.raises(ValueError, match="1 to 5"):
         viz.round_diagram(6)
-    with pytest.raises(ValueError, match="not 0.7"):
+    with pytest.raises(ValueError, match="not 0[.]7"):
         viz.privacy_stack({"TLS": {"network": 0.7}})
     with pytest.raises(ValueError, match="one picture"):
         viz.picture_grid([torch.ones(2, 4, 4)])

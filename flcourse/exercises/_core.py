@@ -211,7 +211,7 @@ def expect_close(
 
     ``what`` names the value in a sentence ("the mean"), ``hint`` is added to general reasons.
     ``mistakes`` maps a message to the value which that mistake gives here: it is told in its own
-    words. Otherwise reports type, shape, NaN, sign, whole numbers, a constant factor or the worst place.
+    words. Otherwise reports type, shape, NaN, sign, whole numbers, a factor or the worst place.
     """
     got = as_tensor(actual, what)
     for message, value in (mistakes or {}).items():
