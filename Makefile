@@ -54,7 +54,7 @@ address: $(STAMP)  ## say where the course is published: make address URL=https:
 lower-bounds:  ## unit tests with the oldest versions that pyproject.toml allows
 	$(PYTHON) data_scripts/lower_bounds.py > .book-lower-bounds.txt
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet -e '.[test]' -c .book-lower-bounds.txt
+	.venv-oldest/bin/python -m pip install --quiet -e '.[book,test]' -c .book-lower-bounds.txt
 	.venv-oldest/bin/python -m pytest -m "not browser" -n $(JOBS) $(ARGS)
 
 clean:  ## remove the built book, executed copies and caches (not .venv)

@@ -17,7 +17,7 @@ from data_scripts.book import pairs
 from data_scripts.book.common import CHAPTERS, CODE_CELL, ROOT, address, notebooks
 
 PYPROJECT = ROOT / "pyproject.toml"
-INSTALL = '''```{{code-cell}} python
+INSTALL = """```{{code-cell}} python
 :cellView: form
 :tags: [hide-input]
 
@@ -34,7 +34,8 @@ if importlib.util.find_spec("flcourse") is None:
     subprocess.run(command, check=True)
     importlib.invalidate_caches()
 ```
-'''
+"""
+URL = r"(https://github\.com/[\w.-]+/[\w.-]+)?"
 MARK = "# @title Install the course"
 
 
@@ -53,7 +54,7 @@ def stamp(text: str, url: str) -> str:
     """A chapter's source with its install cell replaced by the current one."""
 
     def current(match: re.Match[str]) -> str:
-        return install_cell(url) if MARK in match[0] else match[0] + "\n"
+        return install_cell(url) if MARK in match[0] else match[0]
 
     return re.sub(CODE_CELL.pattern + r"\n", current, text, flags=CODE_CELL.flags)
 
@@ -73,7 +74,7 @@ def stamp_all(url: str, folder: Path = CHAPTERS) -> list[str]:
 
 def main() -> int:
     """Command line; see the module's docstring."""
-    if len(sys.argv) != 2 or not re.fullmatch(r"(https://github\.com/[\w.-]+/[\w.-]+)?", sys.argv[1]):
+    if len(sys.argv) != 2 or not re.fullmatch(URL, sys.argv[1]):
         print("usage: make address URL=https://github.com/OWNER/NAME   (empty: not published)")
         return 2
     url = sys.argv[1]

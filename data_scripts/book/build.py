@@ -1,6 +1,6 @@
 """Build the book: execute what changed, then run Jupyter Book with warnings as errors.
 
-    python -m data_scripts.book.build [--jobs 2] [--timeout 300]
+python -m data_scripts.book.build [--jobs 2] [--timeout 300]
 """
 
 from __future__ import annotations

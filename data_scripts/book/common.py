@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from functools import cache
 from pathlib import Path
@@ -65,4 +66,4 @@ def minutes_to_read(text: str) -> int:
     """Minutes, rounded up to 5: 200 words of prose a minute, and 5 seconds a line of code."""
     words = len(prose(text).split())
     lines = sum(len(code.splitlines()) for code in CODE_CELL.findall(text))
-    return max(5, -(-round(words / 200 + lines / 12) // 5) * 5)
+    return max(5, math.ceil((words / 200 + lines / 12) / 5) * 5)

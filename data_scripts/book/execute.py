@@ -27,7 +27,8 @@ from jupyter_cache import get_cache
 
 from data_scripts.book.common import CACHE, COPIES, RECORDS, ROOT, notebooks, record
 
-CLAIM = "application/vnd.flcourse.claim+json"
+OWN = "application/vnd.flcourse."  # data beside what a reader sees, for machines
+CLAIM = OWN + "claim+json"
 
 
 def package_hash(folder: Path = ROOT / "flcourse") -> str:
@@ -96,7 +97,8 @@ def strip(notebook: nbformat.NotebookNode) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop(CLAIM, None)
+            for kind in [kind for kind in output.get("data", {}) if kind.startswith(OWN)]:
+                del output.data[kind]
 
 
 def keep(source: Path, copy: Path, key: str, provenance: dict[str, Any]) -> None:
@@ -110,7 +112,9 @@ def keep(source: Path, copy: Path, key: str, provenance: dict[str, Any]) -> None
     }
     strip(notebook)
     nbformat.write(notebook, copy)
-    get_cache(CACHE).cache_notebook_file(copy, uri=str(source), overwrite=True, check_validity=False)
+    get_cache(CACHE).cache_notebook_file(
+        copy, uri=str(source), overwrite=True, check_validity=False
+    )
     text = json.dumps(entry, indent=1, ensure_ascii=False, sort_keys=True)
     (RECORDS / f"{source.stem}.json").write_text(text + "\n", encoding="utf-8")
 

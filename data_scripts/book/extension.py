@@ -9,6 +9,7 @@ plain pages have directives for the tables made from code and from the last run.
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 from html import escape
@@ -33,9 +34,13 @@ from data_scripts.book.common import (
 )
 from data_scripts.book.outline import PARTS
 
-CARDS = frozenset(
-    "threat-model predict formula pitfall result try-it ledger note running-case why".split()
+CARDS = frozenset("threat-model predict formula pitfall result try-it ledger running-case".split())
+COVER = (
+    '<figure class="flc-cover"><img src="../_static/cover.png" width="1400" height="420" alt="'
+    "Five clients around a server. A photo held by one client turns into rows of numbers on the "
+    'way to the server, which puts the photo together again."></figure>'
 )
+PRELOAD = r'<link rel="preload" as="font"[^>]*>\n?'
 DIFFICULTY = {1: "first steps", 2: "some mathematics", 3: "demanding"}
 
 
@@ -44,16 +49,24 @@ def slug(words: str) -> str:
     return re.sub(r"[^a-z]+", "-", words.lower()).strip("-")
 
 
+def drop_dash(paragraph: nodes.paragraph, place: int) -> None:
+    """Take the dash away that joins a card's lead to its text: on a card it is a heading."""
+    if place < len(paragraph) and isinstance(paragraph[place], nodes.Text):
+        text = re.sub(r"^\s*[—–:]\s*", "", str(paragraph[place]))
+        paragraph[place] = nodes.Text(text[:1].upper() + text[1:])
+
+
 def style_cards(app: Sphinx, doctree: nodes.document) -> None:
     """Give every block quote that starts with a known bold lead word the classes of its card."""
     for quote in doctree.findall(nodes.block_quote):
         paragraph = quote.children[0] if quote.children else None
-        if not isinstance(paragraph, nodes.paragraph) or not paragraph.children:
+        if not isinstance(paragraph, nodes.paragraph):
             continue
-        lead = paragraph.children[0]
+        lead = next((child for child in paragraph.children if child.astext().strip()), None)
         if isinstance(lead, nodes.strong) and slug(lead.astext()) in CARDS:
             quote["classes"] += ["flc-card", f"flc-card-{slug(lead.astext())}"]
             lead["classes"].append("flc-lead")
+            drop_dash(paragraph, paragraph.index(lead) + 1)
 
 
 def fact(label: str, value: str, kind: str = "") -> str:
@@ -79,7 +92,8 @@ def strip_html(name: str) -> str:
         facts.append(fact("Data", f"<code>{escape(str(about['data']))}</code>"))
     if run.get("claims"):
         number = len(run["claims"])
-        link = f'<a href="status.html#{slug_id(name)}">{number} claims checked</a>'
+        words = "claim checked" if number == 1 else "claims checked"
+        link = f'<a href="status.html#{slug_id(name)}">{number} {words}</a>'
         facts.append(fact("Proof", link, "claims"))
     links = [f'<a class="flc-button" href="{name}.ipynb" download>Notebook</a>']
     if address():
@@ -111,14 +125,17 @@ def map_html() -> str:
             if found:
                 entries.append(f'<li><a href="{found[0].stem}.html">{label}</a></li>')
             else:
-                soon = '<span class="flc-map-soon">not yet written</span>'
+                soon = '<span class="flc-map-soon">(not yet written)</span>'
                 entries.append(f'<li class="flc-map-grey"><div>{label}{soon}</div></li>')
         parts.append(
             f'<section class="flc-map-part flc-map-{part.colour}">'
             f'<p class="flc-map-heading">{escape(part.title)}</p>'
-            f'<ol>{"".join(entries)}</ol></section>'
+            f"<ol>{''.join(entries)}</ol></section>"
         )
-    return f'<nav class="flc-map" aria-label="Map of the course">{"".join(parts)}</nav>'
+    legend = '<p class="flc-map-legend">Chapters in grey are not yet written.</p>'
+    if not any("flc-map-grey" in part for part in parts):
+        legend = ""
+    return f'<nav class="flc-map" aria-label="Map of the course">{"".join(parts)}{legend}</nav>'
 
 
 def raw(html: str) -> nodes.raw:
@@ -134,6 +151,8 @@ def add_generated_parts(app: Sphinx, doctree: nodes.document, docname: str) -> N
         if title is not None:
             section = title.parent
             section.insert(section.index(title) + 1, raw(strip_html(path.stem)))
+    if docname == app.config.root_doc:
+        doctree.insert(0, raw(COVER))
     for node in list(doctree.findall(nodes.raw)):
         if node.astext().strip() == "<!-- flc-map -->":
             node.parent.replace(node, raw(map_html()))
@@ -158,18 +177,45 @@ class Generated(SphinxDirective):
         return holder.children
 
 
-def copy_notebooks(app: Sphinx, error: Exception | None) -> None:
-    """Lay the chapters' notebooks beside their pages, for the strip's download link."""
-    if error is None and app.builder.format == "html":
-        target = Path(app.outdir) / "chapters"
-        for source in sorted(CHAPTERS.glob("*.ipynb")):
-            shutil.copy(source, target / source.name)
+def finish_pages(app: Sphinx, error: Exception | None) -> None:
+    """Lay the notebooks beside their pages, and take the font preloads out.
+
+    The theme asks for its icon fonts twice; the first time in a way (`crossorigin`) that a browser
+    refuses to a page opened from a folder, with an error for each.
+    """
+    if error is not None or app.builder.format != "html":
+        return
+    folder = Path(app.outdir)
+    for source in sorted(CHAPTERS.glob("*.ipynb")):
+        shutil.copy(source, folder / "chapters" / source.name)
+    for page in folder.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(re.sub(PRELOAD, "", text), encoding="utf-8")
+
+
+def set_site(app: Sphinx, config: Any) -> None:
+    """Take the site's address from the environment, where the book is published."""
+    config.html_baseurl = os.environ.get("FLCOURSE_SITE", "")
+
+
+def add_social_card(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any
+) -> None:
+    """Name the social card in a published page; its address must be absolute."""
+    base = app.config.html_baseurl
+    if base:
+        card = escape(base.rstrip("/") + "/_static/social.png")
+        tags = f'<meta property="og:image" content="{card}">'
+        tags += '<meta name="twitter:card" content="summary_large_image">'
+        context["metatags"] = context.get("metatags", "") + tags
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
     """Connect the parts to Sphinx."""
     app.add_directive("flc-table", Generated)
+    app.connect("config-inited", set_site)
+    app.connect("html-page-context", add_social_card)
     app.connect("doctree-read", style_cards)
     app.connect("doctree-resolved", add_generated_parts)
-    app.connect("build-finished", copy_notebooks)
+    app.connect("build-finished", finish_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

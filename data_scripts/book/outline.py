@@ -54,9 +54,7 @@ PARTS = (
             Entry("10", "Differential privacy", "What does ε buy?"),
             Entry("11", "Composition", "How much privacy is left?"),
             Entry("12", "DP training", "What does privacy cost in training?"),
-            Entry(
-                "13", "Secure aggregation", "How can a server add numbers it cannot read?"
-            ),
+            Entry("13", "Secure aggregation", "How can a server add numbers it cannot read?"),
             Entry("14", "Encryption", "Can one compute on ciphertexts?"),
         ),
     ),

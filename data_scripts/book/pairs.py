@@ -27,6 +27,8 @@ def convert(source: Path) -> str:
         cell.id = f"{cell.cell_type}-{place:03d}"
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+            if "hide-input" in cell.metadata.get("tags", []):
+                cell.metadata["cellView"] = "form"  # Colab's way of folding
     kept = {key: notebook.metadata[key] for key in ("flcourse",) if key in notebook.metadata}
     language = {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"}
     notebook.metadata = nbformat.from_dict(kept | {"kernelspec": KERNEL, "language_info": language})

@@ -87,9 +87,7 @@ def versions() -> str:
 def stored_files() -> list[dict[str, Any]]:
     """Every stored result and benchmark, with its file's name added."""
     paths = [path for folder in RESULTS for path in sorted(folder.glob("*.json"))]
-    return [
-        {"name": path.stem} | json.loads(path.read_text(encoding="utf-8")) for path in paths
-    ]
+    return [{"name": path.stem} | json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def runs() -> str:
@@ -112,7 +110,7 @@ def runs() -> str:
 
 
 def results() -> str:
-    """Every stored result and benchmark: when and on what it was made, and its rows if it has any."""
+    """Every stored result and benchmark: when and on what it was made, and its rows if any."""
     blocks = []
     for entry in stored_files():
         made = entry.get("provenance", {})
