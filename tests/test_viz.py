@@ -118,7 +118,7 @@ def test_labels_move_apart_as_little_as_may_be() -> None:
 
 
 def test_the_bytes_that_travel_are_drawn_as_they_are() -> None:
-    assert first_bytes(torch.tensor([1.0, -2.0])) == "00 00 80 3f 00 00 …"
+    assert first_bytes(torch.tensor([1.0, -2.0])) == "00 00 80 3f 00 …"
     picture = byte_picture(torch.full((8192,), 1.0))
     assert picture.shape == (64, 64, 3)
     assert picture[0, :4, 0].tolist() == [0, 0, 128 / 255, 63 / 255]
@@ -142,7 +142,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         viz.learning_curves({"a": [ROUNDS, ROUNDS[:4]]})
     with pytest.raises(ValueError, match="1 to 5"):
         viz.round_diagram(6)
-    with pytest.raises(ValueError, match="not 0[.]7"):
+    with pytest.raises(ValueError, match="at all"):
         viz.privacy_stack({"TLS": {"network": 0.7}})
     with pytest.raises(ValueError, match="one picture"):
         viz.picture_grid([torch.ones(2, 4, 4)])

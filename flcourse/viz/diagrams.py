@@ -6,6 +6,7 @@ blue, the server and what it holds grey, attackers vermilion, defences green. In
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ from flcourse.viz.base import (
     to_picture,
 )
 
-CLIENTS_X = (0.85, 2.27, 3.7, 5.13, 6.55)  # inches; five clients, the running case
+SHEET = 7.4  # width of a diagram in its own units
+CLIENTS_X = (0.85, 2.27, 3.7, 5.13, 6.55)  # five clients, the running case
 COHORT = (1, 2, 4)  # places of those who take part in the drawn round: clients 2, 3 and 5
 COUNTS = (4, 8, 6, 3, 10)  # samples drawn on each phone; shares of the average follow from them
 SERVER = (3.7, 3.62)
@@ -44,7 +46,7 @@ def federation_diagram(*, photo: Any = None, caption: str = "") -> Figure:
     ``photo`` ``[c, h, w]`` is drawn on client 3's phone (the running case).
     """
     canvas, sheet = _sheet(4.35)
-    _server(sheet, "server", "holds the global model")
+    _server(sheet, "server", "the global model")
     for place in range(5):
         _phone(sheet, place, photo=photo if place == 2 else None)
         _wire(sheet, place, down=True, shift=-0.11)
@@ -52,7 +54,7 @@ def federation_diagram(*, photo: Any = None, caption: str = "") -> Figure:
     _key(sheet, 0.15, 4.05, COLOURS["server"], "the model goes down")
     _key(sheet, 0.15, 3.77, COLOURS["client"], "updates come up")
     sheet.add_patch(Circle((5.3, 4.05), 0.06, fc=COLOURS["private"], lw=0))
-    sheet.text(5.44, 4.05, "private data stay", va="center", size=10.5)
+    sheet.text(5.44, 4.05, "private data stay", va="center", size=11.5)
     text = (
         "Five clients train one model. Their data (blue) stay on their phones; the server sends "
         "the model to each (grey arrows) and receives an update from each (blue arrows)."
@@ -93,7 +95,7 @@ def adversary_map(*, caption: str = "") -> Figure:
     x, y = SERVER
     _server(sheet, "server", "")
     _collusion(sheet)
-    names = {0: " ", 1: " ", 3: "malicious client"}  # the colluders share a name, written below
+    names = {0: " ", 1: " ", 3: "malicious"}  # the colluders share a name, written below
     for place in range(5):
         _phone(sheet, place, name=names.get(place, ""))
         _wire(sheet, place, down=True, shift=-0.07)
@@ -102,7 +104,7 @@ def adversary_map(*, caption: str = "") -> Figure:
     _attacker(sheet, 2, (x + 0.88, y), "malicious server", "sends what it likes", "left")
     _pin(sheet, 3, (CLIENTS_X[3], 0.46))
     _pin(sheet, 4, (5.42, 2.36))
-    sheet.text(5.68, 2.44, "network", weight="bold", size=10.5, va="center")
+    sheet.text(5.68, 2.44, "network", weight="bold", size=11.5, va="center")
     text = (
         "Where an adversary can sit. 1: a server that follows the protocol and reads what it "
         "receives; 2: a server that deviates; 3: clients that send what they like; 4: whoever "
@@ -128,17 +130,19 @@ def privacy_stack(
     """
     table = dict(rows)
     columns = list(adversaries or dict.fromkeys(who for row in table.values() for who in row))
-    height = 0.8 + 0.39 * len(table)
+    height = 0.85 + 0.42 * len(table)
     canvas, sheet = _sheet(height)
-    left, right = 3.1, PAGE_WIDTH - 0.55
+    left, right = 2.75, SHEET - 0.55
     xs = np.linspace(left + 0.15, right, len(columns))
     for x, who in zip(xs, columns):
-        sheet.text(x, height - 0.32, who.replace(" ", "\n", 1), ha="center", va="center", size=10.5)
+        sheet.text(x, height - 0.36, who.replace(" ", "\n", 1), ha="center", va="center", size=11)
     for number, (layer, covered) in enumerate(table.items()):
-        y = height - 0.9 - 0.39 * number
+        y = height - 0.98 - 0.42 * number
         if number % 2 == 0:
-            sheet.add_patch(Rectangle((0.05, y - 0.195), PAGE_WIDTH - 0.1, 0.39, fc="#F3F4F6"))
-        sheet.text(0.18, y, layer, va="center", size=11)
+            sheet.add_patch(Rectangle((0.05, y - 0.21), SHEET - 0.1, 0.42, fc="#F3F4F6"))
+        name = textwrap.fill(layer, 25)
+        size = 12 if "\n" not in name else 10.5
+        sheet.text(0.18, y, name, va="center", size=size, linespacing=0.95)
         for x, who in zip(xs, columns):
             _dot(sheet, x, y, covered.get(who, 0))
     closed = [layer for layer in table if any(table[layer].get(who, 0) == 1 for who in columns)]
@@ -168,10 +172,10 @@ def _mean_update() -> np.ndarray:
 
 
 def _sheet(height: float) -> tuple[Canvas, Axes]:
-    """A sheet of paper in inches, origin bottom left."""
-    canvas = Canvas(figsize=(PAGE_WIDTH, height))
+    """A sheet of paper, ``SHEET`` units wide, origin bottom left."""
+    canvas = Canvas(figsize=(PAGE_WIDTH, height * PAGE_WIDTH / SHEET))
     sheet = canvas.add_axes((0, 0, 1, 1))
-    sheet.set(xlim=(0, PAGE_WIDTH), ylim=(0, height), aspect="equal")
+    sheet.set(xlim=(0, SHEET), ylim=(0, height), aspect="equal")
     sheet.set_axis_off()
     return canvas, sheet
 
@@ -190,7 +194,7 @@ def _server(sheet: Axes, name: str, note: str) -> None:
     _box(sheet, x, y, 1.75, 0.86, COLOURS["server"], "#F3F4F6")
     sheet.text(x, y + 0.19, name, ha="center", va="center", weight="bold", size=12)
     if note:
-        sheet.text(x, y - 0.14, note, ha="center", va="center", size=9.5)
+        sheet.text(x, y - 0.14, note, ha="center", va="center", size=11.5)
 
 
 def _phone(
@@ -202,7 +206,7 @@ def _phone(
     _box(sheet, x, y, 0.78, 1.16, edge, "white", alpha=alpha)
     bold = "bold" if name else "normal"
     sheet.text(x, 0.2, name or f"client {place + 1}", ha="center", va="center", weight=bold,
-               size=10.5, alpha=max(alpha, 0.7))  # fmt: skip
+               size=11.5, alpha=max(alpha, 0.7))  # fmt: skip
     if photo is not None:
         limits = sheet.get_xlim(), sheet.get_ylim()
         sheet.imshow(to_picture(photo), extent=(x - 0.29, x + 0.29, y - 0.29, y + 0.29),
@@ -249,7 +253,7 @@ def _step_of_client(sheet: Axes, place: int, step: int) -> None:
     if step == 1:
         reach = 0.2 * top + 0.8 * bottom
         sheet.plot([top[0], reach[0]], [top[1], reach[1]], color=FAINT, lw=2, ls=(0, (2, 2)))
-        sheet.text(x, 1.76, "takes part", ha="center", va="center", size=10.5,
+        sheet.text(x, 1.76, "takes part", ha="center", va="center", size=11.5,
                    bbox={"boxstyle": "round,pad=0.2", "fc": "white", "ec": "none"})  # fmt: skip
     elif step == 2:
         _wire(sheet, place, down=True)
@@ -258,7 +262,7 @@ def _step_of_client(sheet: Axes, place: int, step: int) -> None:
         _row(sheet, x, 2.42, _GLOBAL, COLOURS["server"])
         sheet.add_patch(FancyArrowPatch((x, 2.34), (x, 1.88), arrowstyle="-|>", mutation_scale=14,
                                         color=INK, lw=1.8))  # fmt: skip
-        sheet.text(x + 0.1, 2.12, "SGD", size=10.5, va="center")
+        sheet.text(x + 0.1, 2.12, "SGD", size=11.5, va="center")
         _row(sheet, x, 1.79, (_GLOBAL + _UPDATES[place]).clip(0, 1), COLOURS["client"])
     elif step == 4:
         _wire(sheet, place, down=False)
@@ -271,18 +275,18 @@ def _average(sheet: Axes) -> None:
     for number, place in enumerate(COHORT):
         y = 2.78 - 0.3 * number
         share = f"{COUNTS[place]}/{total}"
-        sheet.text(SERVER[0] - 0.62, y, f"{share} ×", ha="right", va="center", size=10.5)
+        sheet.text(SERVER[0] - 0.62, y, f"{share} ×", ha="right", va="center", size=11.5)
         _row(sheet, SERVER[0], y, 0.5 + _UPDATES[place], COLOURS["client"])
-        sheet.text(SERVER[0] + 0.62, y, f"client {place + 1}", va="center", size=10.5)
+        sheet.text(SERVER[0] + 0.62, y, f"client {place + 1}", va="center", size=11.5)
     _box(sheet, SERVER[0] + 0.02, 2.48, 3.3, 0.94, FAINT, "none", lw=1.2)
-    sheet.text(SERVER[0] + 1.8, 2.48, "added to the\nglobal row", va="center", size=10.5)
+    sheet.text(SERVER[0] + 1.8, 2.48, "added to the\nglobal row", va="center", size=11.5)
     sheet.add_patch(FancyArrowPatch((SERVER[0], 2.95), (SERVER[0], 3.2), arrowstyle="-|>",
                                     mutation_scale=16, color=INK, lw=2))  # fmt: skip
 
 
 def _key(sheet: Axes, x: float, y: float, colour: str, text: str) -> None:
     sheet.plot([x, x + 0.22], [y, y], color=colour, lw=3, solid_capstyle="butt")
-    sheet.text(x + 0.3, y, text, va="center", size=10.5)
+    sheet.text(x + 0.3, y, text, va="center", size=11.5)
 
 
 def _attacker(
@@ -296,21 +300,21 @@ def _attacker(
               "above": (x, y + 0.29, "center")}  # fmt: skip
     tx, ty, align = places[side]
     lift = 0.1 if note else 0
-    sheet.text(tx, ty + lift, name, ha=align, va="center", weight="bold", size=10.5)
+    sheet.text(tx, ty + lift, name, ha=align, va="center", weight="bold", size=11.5)
     if note:
-        sheet.text(tx, ty - 0.12, note, ha=align, va="center", size=10)
+        sheet.text(tx, ty - 0.12, note, ha=align, va="center", size=11.5)
 
 
 def _pin(sheet: Axes, number: int, at: tuple[float, float]) -> None:
     sheet.add_patch(Circle(at, 0.16, fc=COLOURS["attacker"], ec="white", lw=2, zorder=8))
     sheet.text(*at, str(number), color="white", weight="bold", ha="center", va="center_baseline",
-               size=11, zorder=9)  # fmt: skip
+               size=12, zorder=9)  # fmt: skip
 
 
 def _collusion(sheet: Axes) -> None:
     """A dashed line around clients 1 and 2, who pool what they know."""
     middle = (CLIENTS_X[0] + CLIENTS_X[1]) / 2
-    sheet.text(middle, 0.2, "colluders", weight="bold", size=10.5, ha="center", va="center")
+    sheet.text(middle, 0.2, "colluders", weight="bold", size=11.5, ha="center", va="center")
     _pin(sheet, 5, (middle, 0.98))
     _box(sheet, middle, 0.84, 2.5, 1.58, COLOURS["attacker"], "#FDF1EA",
          lw=1.6, ls=(0, (4, 3)))  # fmt: skip

@@ -110,14 +110,14 @@ def hero(
     ``photo``, ``recovered`` ``[c, h, w]``, ``gradient_row`` ``[d]``; ``psnr``, ``floor`` in dB.
     """
     canvas, grid = new_figure(
-        PAGE_WIDTH, 2.68, columns=5, gridspec_kw={"width_ratios": [1, 0.2, 1, 0.2, 1]}
+        PAGE_WIDTH, 2.5, columns=5, gridspec_kw={"width_ratios": [1, 0.2, 1, 0.2, 1]}
     )
     values = to_array(gradient_row).size
-    _panel(grid[0], to_picture(photo), "stays on the phone", "a private photo",
+    _panel(grid[0], to_picture(photo), "on the phone", "a private photo",
            COLOURS["private"], 4)  # fmt: skip
-    _panel(grid[2], byte_picture(gradient_row), "goes to the server", f"{values:,} numbers",
+    _panel(grid[2], byte_picture(gradient_row), "on the wire", f"{values:,} numbers",
            COLOURS["server"], 4)  # fmt: skip
-    _panel(grid[4], to_picture(recovered), "read back from them", _decibels(psnr),
+    _panel(grid[4], to_picture(recovered), "at the server", _decibels(psnr),
            COLOURS["attacker"], 4)  # fmt: skip
     for axes in grid[1::2]:
         blank(axes)
@@ -183,7 +183,7 @@ def byte_picture(values: Any, side: int = 64) -> np.ndarray:
     return np.repeat(square[:, :, None], 3, axis=2)
 
 
-def first_bytes(values: Any, count: int = 6) -> str:
+def first_bytes(values: Any, count: int = 5) -> str:
     """The first bytes in hexadecimal, as they stand in the message: ``3f 8a …``."""
     raw = to_array(values).astype("<f4").tobytes()[:count]
     return " ".join(f"{byte:02x}" for byte in raw) + " …"
@@ -195,8 +195,8 @@ def _panel(
     if picture.ndim == 2:
         picture = np.repeat(picture[:, :, None], 3, axis=2).clip(0, 1)
     show_picture(axes, picture, edge=edge, width=width)
-    axes.set_title(title, loc="center", size=11.5)
-    axes.set_xlabel(note, size=10.5)
+    axes.set_title(title, loc="center", size=12)
+    axes.set_xlabel(note, size=11.5)
 
 
 def _error_scale(error: np.ndarray) -> float:

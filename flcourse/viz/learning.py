@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from flcourse.viz.base import (
     COLOURS,
+    FAINT,
     INK,
     PAGE_WIDTH,
     SERIES,
@@ -118,10 +119,10 @@ def partition_bars(
     canvas, grid = new_figure(PAGE_WIDTH, height, columns=len(tables), squeeze=False, sharey=True)
     biggest = max(table.max() for table in tables.values())
     for axes, (name, table) in zip(grid[0], tables.items()):
-        _count_dots(axes, table, biggest, 600 / len(tables))
+        _count_dots(axes, table, biggest, 480 / len(tables))
         axes.set(title=name, xlabel="class", yticks=range(num_clients))
         axes.set_xticks(range(len(classes)), classes)
-        axes.set(xlim=(-0.7, len(classes) + 1.2), ylim=(num_clients - 0.4, -0.6))
+        axes.set(xlim=(-0.7, len(classes) + 1.9), ylim=(num_clients - 0.4, -0.6))
     grid[0][0].set_ylabel("client")
     sizes = "; ".join(
         f"{name}: {_whole_range(table.sum(axis=1))} samples a client, "
@@ -278,9 +279,10 @@ def _count_dots(axes: Axes, table: np.ndarray, biggest: int, area: float) -> Non
     sizes = area * table[rows, columns] / biggest
     axes.scatter(columns, rows, s=sizes, color=COLOURS["private"], lw=0)
     for row, total in enumerate(table.sum(axis=1)):
-        axes.text(table.shape[1] + 0.9, row, f"{total}", va="center", ha="right", size=9.5)
+        axes.text(table.shape[1] + 1.7, row, f"{total}", va="center", ha="right", size=10.5)
     axes.tick_params(length=0)
-    axes.grid(False, axis="x")
+    axes.grid(False)
+    axes.hlines(range(len(table)), -0.5, table.shape[1] - 0.5, color=FAINT, lw=0.8, zorder=0)
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
