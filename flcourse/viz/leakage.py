@@ -154,7 +154,10 @@ def record_table_comparison(
     errors = np.abs(got - true) / np.maximum(np.abs(true), 1e-12)
     rows = "".join(
         f'<tr><th scope="row" style="text-align:left;font-weight:400">{html.escape(name)}</th>'
-        + "".join(_cell(text) for text in (f"{t:.5g}{unit}", f"{g:.5g}{unit}", _percent(error)))
+        + "".join(
+            _cell(text)
+            for text in (f"{t:.5g}{unit}", f"{g:.5g}{unit}", html.escape(_percent(error)))
+        )
         + "</tr>"
         for name, t, g, error, unit in zip(names, true, got, errors, _units(units, len(names)))
     )
@@ -216,7 +219,7 @@ def _decibels(psnr: float) -> str:
 
 
 def _percent(error: float) -> str:
-    return "below 0.001 %" if error < 1e-5 else f"{100 * error:.2g} %"
+    return "<\N{NO-BREAK SPACE}0.001\N{NO-BREAK SPACE}%" if error < 1e-5 else f"{100 * error:.2g} %"
 
 
 def _units(units: Sequence[str] | None, count: int) -> list[str]:
