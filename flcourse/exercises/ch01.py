@@ -30,7 +30,7 @@ def weighted_mean(answer: Callable[..., Any]) -> str:
     _check_mean(answer, rows, torch.tensor([3.0, 1.0]))
     draw = generator(0, "exercise 01.1")
     rows = torch.randn(5, 7, generator=draw)
-    weights = torch.randint(1, 400, (5,), generator=draw)
+    weights = torch.randint(1, 400, (5,), generator=draw).float()
     before = rows.clone()
     _check_mean(answer, rows, weights)
     if not torch.equal(rows, before):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from scipy.interpolate import RectBivariateSpline
 
 from flcourse.viz.base import (
     COLOURS,
@@ -118,11 +119,12 @@ def partition_bars(
     height = 1.35 + 0.3 * num_clients
     canvas, grid = new_figure(PAGE_WIDTH, height, columns=len(tables), squeeze=False, sharey=True)
     biggest = max(table.max() for table in tables.values())
+    room = 0.4 + 0.65 * len(tables)  # for the totals, in widths of a class
     for axes, (name, table) in zip(grid[0], tables.items()):
-        _count_dots(axes, table, biggest, 480 / len(tables))
+        _count_dots(axes, table, biggest, 480 / len(tables), room)
         axes.set(title=name, xlabel="class", yticks=range(num_clients))
         axes.set_xticks(range(len(classes)), classes)
-        axes.set(xlim=(-0.7, len(classes) + 1.9), ylim=(num_clients - 0.4, -0.6))
+        axes.set(xlim=(-0.7, len(classes) - 0.3 + room), ylim=(num_clients - 0.4, -0.6))
     grid[0][0].set_ylabel("client")
     sizes = "; ".join(
         f"{name}: {_whole_range(table.sum(axis=1))} samples a client, "
@@ -153,15 +155,18 @@ def client_drift(
     """
     x, y = to_array(across), to_array(upward)
     height = min(PAGE_WIDTH * float(np.ptp(y) / np.ptp(x)), 5.0)
-    canvas, axes = new_figure(min(height * float(np.ptp(x) / np.ptp(y)) + 0.5, PAGE_WIDTH), height)
+    canvas, axes = new_figure(min(height * float(np.ptp(x) / np.ptp(y)) + 0.3, PAGE_WIDTH), height)
     losses = [to_array(loss_a), to_array(loss_b)]
-    for loss, colour in zip(losses, (SERIES[0], SERIES[4])):
+    fine_x, fine_y = (np.linspace(axis[0], axis[-1], 200) for axis in (x, y))
+    for coarse, colour in zip(losses, (SERIES[0], SERIES[4])):
+        # A spline between the grid's points: a coarse grid costs less and its contours stay smooth.
+        loss = RectBivariateSpline(y, x, coarse)(fine_y, fine_x)
         levels = np.quantile(loss, (0.04, 0.12, 0.24, 0.4))
-        bounds = np.concatenate([[loss.min() - 1e-9], levels])
-        axes.contourf(x, y, loss, bounds, colors=[colour], alpha=0.16)
         for level in levels:  # nested fills add up: the deeper, the darker
-            axes.contourf(x, y, loss, [loss.min() - 1e-9, level], colors=[colour], alpha=0.16)
-        axes.contour(x, y, loss, levels, colors=[colour], linewidths=1.1)
+            axes.contourf(
+                fine_x, fine_y, loss, [loss.min() - 1e-9, level], colors=[colour], alpha=0.16
+            )
+        axes.contour(fine_x, fine_y, loss, levels, colors=[colour], linewidths=1.1)
     start = points["global"]
     for end in ("A", "B"):
         axes.annotate("", points[end], xytext=start, arrowprops=_ARROW)
@@ -274,12 +279,12 @@ def _label_counts(clients: Sequence[Any], num_classes: int) -> np.ndarray:
     return np.stack([np.bincount(held, minlength=num_classes) for held in labels])
 
 
-def _count_dots(axes: Axes, table: np.ndarray, biggest: int, area: float) -> None:
+def _count_dots(axes: Axes, table: np.ndarray, biggest: int, area: float, room: float) -> None:
     rows, columns = np.nonzero(table)
     sizes = area * table[rows, columns] / biggest
     axes.scatter(columns, rows, s=sizes, color=COLOURS["private"], lw=0)
     for row, total in enumerate(table.sum(axis=1)):
-        axes.text(table.shape[1] + 1.7, row, f"{total}", va="center", ha="right", size=10.5)
+        axes.text(table.shape[1] - 0.4 + room, row, f"{total}", va="center", ha="right", size=10.5)
     axes.tick_params(length=0)
     axes.grid(False)
     axes.hlines(range(len(table)), -0.5, table.shape[1] - 0.5, color=FAINT, lw=0.8, zorder=0)
