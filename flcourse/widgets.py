@@ -100,11 +100,13 @@ class Control:
     @property
     def start(self) -> int:
         """The number of the picture that is shown first."""
-        return sum(s * choice.start for s, choice in zip(self.strides, self.choices))
+        return sum(s * choice.start for s, choice in zip(self.strides, self.choices, strict=True))
 
     def html(self) -> str:
         """The face for pages: complete, accessible, without a kernel."""
-        inputs = "".join(c.html(stride) for stride, c in zip(self.strides, self.choices))
+        inputs = "".join(
+            c.html(stride) for stride, c in zip(self.strides, self.choices, strict=True)
+        )
         frames = "".join(
             f'<div class="flc-frame"{"" if number == self.start else " hidden"}>'
             f"{self._frame(figure)}</div>"
@@ -132,7 +134,7 @@ class Control:
         picture = ipywidgets.HTML(self._frame(self.figures[self.start]))
 
         def show(_: object) -> None:
-            number = sum(s * field.value for s, field in zip(self.strides, inputs))
+            number = sum(s * field.value for s, field in zip(self.strides, inputs, strict=True))
             picture.value = self._frame(self.figures[number])
 
         for field in inputs:
@@ -202,7 +204,9 @@ def lab(
         texts = _texts(label, values, (formats or {}).get(name))
         ordered = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
         inputs.append(Choice(label, texts, list(values).index(first[name]), ordered))
-    cells = [dict(zip(choices, values)) for values in itertools.product(*choices.values())]
+    cells = [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
     return _drawn("lab", inputs, [partial(render, **cell) for cell in cells], caption)
 
 

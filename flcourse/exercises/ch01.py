@@ -78,13 +78,13 @@ def dirichlet_split(answer: Callable[..., Any]) -> str:
     skewed = _split(answer, labels, 0.05)
     _check_skew(labels, even, skewed)
     again = _split(answer, labels, 0.05)
-    if any(a.tolist() != b.tolist() for a, b in zip(skewed, again)):
+    if any(a.tolist() != b.tolist() for a, b in zip(skewed, again, strict=True)):
         raise Wrong(
             "The same seed gives two different partitions. Take every draw (the shares and the "
             "shuffle) from rng, not from np.random or torch's global state."
         )
     other = _split(answer, labels, 1e4, seed=1)
-    if all(sorted(a.tolist()) == sorted(b.tolist()) for a, b in zip(even, other)):
+    if all(sorted(a.tolist()) == sorted(b.tolist()) for a, b in zip(even, other, strict=True)):
         raise Wrong("Another seed gives the same partition: draw shares and order from rng.")
     if _takes_first(labels, even):
         raise Wrong(

@@ -198,7 +198,9 @@ def label_ends(
     step = gap * size / height  # in parts of the axis
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
     wanted = [(ends[i][1] - low) / (high - low) for i in order]
-    for (x, y, name, colour), place in zip([ends[i] for i in order], spread(wanted, step)):
+    for (x, y, name, colour), place in zip(
+        [ends[i] for i in order], spread(wanted, step), strict=True
+    ):
         axes.plot([x], [y], "o", color=colour, markersize=6, clip_on=False, zorder=5)
         axes.annotate(
             name, (x, y), xytext=(1.045, place), textcoords="axes fraction", va="center",

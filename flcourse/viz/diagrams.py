@@ -134,7 +134,7 @@ def privacy_stack(
     canvas, sheet = _sheet(height)
     left, right = 2.75, SHEET - 0.55
     xs = np.linspace(left + 0.15, right, len(columns))
-    for x, who in zip(xs, columns):
+    for x, who in zip(xs, columns, strict=True):
         sheet.text(x, height - 0.36, who.replace(" ", "\n", 1), ha="center", va="center", size=11)
     for number, (layer, covered) in enumerate(table.items()):
         y = height - 0.98 - 0.42 * number
@@ -143,7 +143,7 @@ def privacy_stack(
         name = textwrap.fill(layer, 25)
         size = 12 if "\n" not in name else 10.5
         sheet.text(0.18, y, name, va="center", size=size, linespacing=0.95)
-        for x, who in zip(xs, columns):
+        for x, who in zip(xs, columns, strict=True):
             _dot(sheet, x, y, covered.get(who, 0))
     closed = [layer for layer in table if any(table[layer].get(who, 0) == 1 for who in columns)]
     text = (

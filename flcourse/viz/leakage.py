@@ -46,7 +46,7 @@ def picture_grid(
     canvas, grid = new_figure(side * wide, height, rows=tall, columns=wide, squeeze=False)
     for axes in grid.flat[len(pictures) :]:
         blank(axes)
-    for index, (axes, picture) in enumerate(zip(grid.flat, pictures)):
+    for index, (axes, picture) in enumerate(zip(grid.flat, pictures, strict=False)):
         show_picture(axes, picture)
         if titles:
             axes.set_xlabel(titles[index])
@@ -159,13 +159,15 @@ def record_table_comparison(
             for text in (f"{t:.5g}{unit}", f"{g:.5g}{unit}", html.escape(_percent(error)))
         )
         + "</tr>"
-        for name, t, g, error, unit in zip(names, true, got, errors, _units(units, len(names)))
+        for name, t, g, error, unit in zip(
+            names, true, got, errors, _units(units, len(names)), strict=True
+        )
     )
     heads = ("measurement", "in the patient's record", "read from the gradient", "off by")
     head = "".join(f'<th scope="col" style="text-align:right">{text}</th>' for text in heads)
     head = head.replace("text-align:right", "text-align:left", 1)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    text = "\n".join(f"{n}: {t:.5g} | {g:.5g}" for n, t, g in zip(names, true, got))
+    text = "\n".join(f"{n}: {t:.5g} | {g:.5g}" for n, t, g in zip(names, true, got, strict=True))
     note = (
         f"{len(names)} measurements; the largest relative error is {_percent(errors.max())}, "
         f"the median {_percent(float(np.median(errors)))}."

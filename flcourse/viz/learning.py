@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def learning_curves(
     Raises ``ValueError`` if the seeds of one label have different numbers of rounds.
     """
     tables = {label: _accuracies(label, seeds) for label, seeds in runs.items()}
-    chosen = colours or dict(zip(tables, SERIES))
+    chosen = colours or _colours(tables)
     canvas, axes = new_figure(PAGE_WIDTH, 3.9)
     last = max(table.shape[1] for table in tables.values())
     ends = []
@@ -78,9 +78,11 @@ def accuracy_against_megabytes(
     """
     canvas, grid = new_figure(PAGE_WIDTH, 4.0, columns=len(panels), sharey=True, squeeze=False)
     notes = []
-    for axes, (title, curves) in zip(grid[0], panels.items()):
+    for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         ends, reached = [], []
-        for (label, (megabytes, accuracy)), colour in zip(curves.items(), SERIES):
+        chosen = _colours(curves)
+        for label, (megabytes, accuracy) in curves.items():
+            colour = chosen[label]
             sent, table = to_array(megabytes), np.atleast_2d(to_array(accuracy))
             _band(axes, sent, table, colour)
             axes.plot(sent[0], table[:, 0].mean() * 100, "o", color=colour, ms=4)
@@ -120,7 +122,7 @@ def partition_bars(
     canvas, grid = new_figure(PAGE_WIDTH, height, columns=len(tables), squeeze=False, sharey=True)
     biggest = max(table.max() for table in tables.values())
     room = 0.4 + 0.65 * len(tables)  # for the totals, in widths of a class
-    for axes, (name, table) in zip(grid[0], tables.items()):
+    for axes, (name, table) in zip(grid[0], tables.items(), strict=True):
         _count_dots(axes, table, biggest, 480 / len(tables), room)
         axes.set(title=name, xlabel="class", yticks=range(num_clients))
         axes.set_xticks(range(len(classes)), classes)
@@ -158,7 +160,7 @@ def client_drift(
     canvas, axes = new_figure(min(height * float(np.ptp(x) / np.ptp(y)) + 0.3, PAGE_WIDTH), height)
     losses = [to_array(loss_a), to_array(loss_b)]
     fine_x, fine_y = (np.linspace(axis[0], axis[-1], 200) for axis in (x, y))
-    for coarse, colour in zip(losses, (SERIES[0], SERIES[4])):
+    for coarse, colour in zip(losses, (SERIES[0], SERIES[4]), strict=True):
         # A spline between the grid's points: a coarse grid costs less and its contours stay smooth.
         loss = RectBivariateSpline(y, x, coarse)(fine_y, fine_x)
         levels = np.quantile(loss, (0.04, 0.12, 0.24, 0.4))
@@ -170,7 +172,7 @@ def client_drift(
     start = points["global"]
     for end in ("A", "B"):
         axes.annotate("", points[end], xytext=start, arrowprops=_ARROW)
-    axes.plot(*zip(points["A"], points["B"]), color=INK, lw=1, ls=(0, (3, 3)))
+    axes.plot(*zip(points["A"], points["B"], strict=True), color=INK, lw=1, ls=(0, (3, 3)))
     marks = {"global": ("o", "white"), "A": ("o", SERIES[0]), "B": ("o", SERIES[4]),
              "average": ("D", COLOURS["server"])}  # fmt: skip
     texts = {"global": "global model", "A": names[0], "B": names[1], "average": "their average"}
@@ -212,7 +214,7 @@ def drift_line(
     lines = [*losses, both]
     labels = [f"loss of {names[0]}", f"loss of {names[1]}", "mean of both"]
     colours = [SERIES[0], SERIES[4], COLOURS["server"]]
-    for line, colour, dashes in zip(lines, colours, ("-", "-", (0, (4, 2)))):
+    for line, colour, dashes in zip(lines, colours, ("-", "-", (0, (4, 2))), strict=True):
         axes.plot(x, line, color=colour, ls=dashes)
     top = max(line.max() for line in lines) * 1.08
     axes.set(xlim=(x[0], x[-1]), ylim=(0, top), ylabel="training loss (nats)")
@@ -221,9 +223,9 @@ def drift_line(
     axes.set_xticks([0, average, 1], [f"{names[0]}'s\nmodel", "average", f"{names[1]}'s\nmodel"])
     axes.plot([average] * 3, [np.interp(average, x, line) for line in lines], "o", color=INK, ms=5)
     canvas.draw_without_rendering()
-    label_ends(axes, [(x[-1], line[-1], label, colour)
-                      for line, label, colour in zip(lines, labels, colours)])  # fmt: skip
-    own = [float(np.interp(place, x, loss)) for place, loss in zip((0, 1), losses)]
+    named = zip(lines, labels, colours, strict=True)
+    label_ends(axes, [(x[-1], line[-1], label, colour) for line, label, colour in named])
+    own = [float(np.interp(place, x, loss)) for place, loss in zip((0, 1), losses, strict=True)]
     there = [float(np.interp(average, x, loss)) for loss in losses]
     text = (
         f"Each client's loss is low at its own model ({own[0]:.2f} and {own[1]:.2f}) and higher at "
@@ -234,6 +236,15 @@ def drift_line(
 
 
 _ARROW = {"arrowstyle": "-|>", "color": INK, "lw": 1.6, "shrinkA": 6, "shrinkB": 6}
+
+
+def _colours(labels: Collection[str]) -> dict[str, str]:
+    if len(labels) > len(SERIES):
+        raise ValueError(
+            f"{len(labels)} lines, but only {len(SERIES)} colours that all readers can tell apart: "
+            "draw fewer, or two figures"
+        )
+    return dict(zip(labels, SERIES, strict=False))
 
 
 def _accuracies(label: str, seeds: Sequence[Any]) -> np.ndarray:

@@ -25,7 +25,7 @@ def split(labels, num_clients, alpha, rng, *, per_class=True, lose=False, shuffl
             cuts = (np.cumsum(shares) * len(members)).round().astype(int)
             cuts[-1] = len(members)
         starts = np.concatenate([[0], cuts[:-1]])
-        for part, start, end in zip(parts, starts, cuts):
+        for part, start, end in zip(parts, starts, cuts, strict=True):
             part.append(members[start:end])
     return [torch.tensor(np.concatenate(part)) for part in parts]
 
