@@ -68,6 +68,13 @@ def run(copies: Iterable[Path], jobs: int, timeout: int) -> int:
     return subprocess.call(command, env=environment, cwd=ROOT)
 
 
+def finished(copy: Path) -> bool:
+    """Whether every cell of an executed copy ran, and none raised."""
+    code = [cell for cell in nbformat.read(copy, as_version=4).cells if cell.cell_type == "code"]
+    raised = any(output.output_type == "error" for cell in code for output in cell.outputs)
+    return not raised and all(cell.execution_count for cell in code)
+
+
 def seconds(notebook: nbformat.NotebookNode) -> float:
     """Wall-clock seconds from the first cell's start to the last cell's reply."""
     stamps = [
@@ -152,15 +159,14 @@ def execute(names: Iterable[str] = (), *, jobs: int = 2, timeout: int = 300) -> 
         return 0
     copies = {source: write_copy(source) for source in stale}
     failed = run(copies.values(), min(jobs, len(stale)), timeout)
-    if failed:
-        return failed
     from flcourse.runtime import provenance
 
     made = provenance()
     for source, copy in copies.items():
-        keep(source, copy, keys[source], made)
-        print(f"  {source.stem}: {record(source.stem)['seconds']:.0f} s", flush=True)
-    return 0
+        if finished(copy):
+            keep(source, copy, keys[source], made)
+            print(f"  {source.stem}: {record(source.stem)['seconds']:.0f} s", flush=True)
+    return failed
 
 
 def main() -> int:

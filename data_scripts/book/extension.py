@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
 
 from data_scripts.book import tables
-from data_scripts.book.address import colab_link
+from data_scripts.book.address import MARK, colab_link
 from data_scripts.book.common import (
     CHAPTERS,
     RECORDS,
@@ -67,6 +68,13 @@ def style_cards(app: Sphinx, doctree: nodes.document) -> None:
             quote["classes"] += ["flc-card", f"flc-card-{slug(lead.astext())}"]
             lead["classes"].append("flc-lead")
             drop_dash(paragraph, paragraph.index(lead) + 1)
+
+
+def name_install_cell(app: Sphinx, doctree: nodes.document) -> None:
+    """Say on the folded install cell what it is, so that readers of the page can pass it by."""
+    for node in doctree.findall(HideCodeCellNode):
+        if any(MARK in block.astext() for block in node.findall(nodes.literal_block)):
+            node["prompt_show"] = "Install the course (needed in Colab only)"
 
 
 def fact(label: str, value: str, kind: str = "") -> str:
@@ -216,6 +224,7 @@ def setup(app: Sphinx) -> ExtensionMetadata:
     app.connect("config-inited", set_site)
     app.connect("html-page-context", add_social_card)
     app.connect("doctree-read", style_cards)
+    app.connect("doctree-read", name_install_cell)
     app.connect("doctree-resolved", add_generated_parts)
     app.connect("build-finished", finish_pages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
