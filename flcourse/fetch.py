@@ -360,6 +360,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="list, download and verify data sets",
         description="Without a name: list all data sets. With a name: download it where it is "
         "missing, unpack and verify it.",
+        epilog="examples:\n"
+        "  python -m flcourse data                      what there is, and how large\n"
+        "  python -m flcourse data cifar10              170 MB into the user's cache\n"
+        "  python -m flcourse data mnist --root data    into a folder of your own\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(dataset_names())}")
     parser.add_argument(
