@@ -4,7 +4,8 @@
     python -m data_scripts.book.cover
 
 The picture is the course in one line: a photo leaves its client as "only numbers", and comes
-together again where it was never meant to be seen.
+together again where it was never meant to be seen. What comes together at the right is computed:
+the intro's leak, from the gradient of one linear layer. Only the stream between is an artist's.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
+from torch import Tensor
 
 from data_scripts.book.common import ROOT
-from flcourse.data import load_dataset
+from data_scripts.make_hero import leak
 
 INK, PAPER, MUTED = "#10161d", "#fcfbf8", "#a8b3c1"
 CLIENT, SERVER, ATTACKER = "#0072B2", "#6B7280", "#D55E00"
-PHOTO = 0  # which of the embedded photos is client 3's
 SIDE = 3.0  # of a photo, in units where the cover is 14 x 4.2
 
 
@@ -64,8 +65,9 @@ def stream(axes: Axes, colours: np.ndarray, start: np.ndarray, end: np.ndarray) 
         place[:, 1] += rng.normal(scale=0.05, size=len(start)) * pinch
         blend = np.clip(1.05 * pinch, 0, 0.9)[:, None]
         shade = colours * (1 - blend) + grey * blend
-        visible = (place[:, 0] > start[:, 0].max() + 0.08) & (place[:, 0] < end[:, 0].min() - 0.08)
         size = step * (0.95 - 0.45 * pinch)
+        left, right = start[:, 0].max() + step + 0.16, end[:, 0].min() - 0.16  # clear of the frames
+        visible = (place[:, 0] > left) & (place[:, 0] + size < right)
         squares += [
             Rectangle((x, y), s, s) for (x, y), s in zip(place[visible], size[visible], strict=True)
         ]
@@ -86,11 +88,15 @@ def photo(axes: Axes, colours: np.ndarray, corners: np.ndarray, frame: str) -> N
     axes.add_patch(box)
 
 
+def colours_of(picture: Tensor) -> np.ndarray:
+    """A picture [1, 3, 32, 32] as one colour a pixel, row by row: [1024, 3] in [0, 1]."""
+    return picture[0].permute(1, 2, 0).reshape(-1, 3).clamp(0, 1).numpy()
+
+
 def draw(axes: Axes, shift: float = 0.0) -> None:
     """The whole scene on axes of 14 units across."""
-    image = load_dataset("photos").train.inputs[PHOTO].permute(1, 2, 0).numpy()
-    colours = image.reshape(-1, 3)
-    noise = np.random.default_rng(5).normal(scale=0.045, size=colours.shape)
+    private, _, recovered = leak()
+    colours = colours_of(private)
     start, end = pixels(1.75, 0.6 + shift), pixels(10.35, 0.6 + shift)
     middle = 0.6 + SIDE / 2 + shift
     for height in (-1.3, -0.65, 0.65, 1.3):  # the other four clients, left in peace today
@@ -99,7 +105,7 @@ def draw(axes: Axes, shift: float = 0.0) -> None:
     axes.plot([0.95, 1.62], [middle, middle], color=CLIENT, linewidth=2)
     stream(axes, colours, start, end)
     photo(axes, colours, start, CLIENT)
-    photo(axes, np.clip(colours + noise, 0, 1), end, ATTACKER)
+    photo(axes, colours_of(recovered), end, ATTACKER)
 
 
 def canvas(width: float, height: float) -> tuple[plt.Figure, Axes]:
