@@ -41,7 +41,18 @@ COVER = (
     "Five clients around a server. A photo held by one client turns into rows of numbers on the "
     'way to the server, which puts the photo together again."></figure>'
 )
-PRELOAD = r'<link rel="preload" as="font"[^>]*>\n?'
+# What the theme and its extensions put into pages that these pages must not have.
+UNWANTED = (
+    # Icon fonts asked for a first time in a way that browsers refuse to a page in a folder.
+    r'<link rel="preload" as="font"[^>]*>',
+    # Live code from another host: off, but its settings are written twice, which is an error.
+    r"<script>const THEBE_JS_URL.*?</script>",
+    r"<(?:script|link)[^>]*sphinx-thebe[^>]*>(?:</script>)?",
+    r'<script type="text/x-thebe-config">.*?</script>',
+    r"<script>kernelName = .*?</script>",
+    # The bibliography says that it is a list, and its entries say that they are something else.
+    r'(?<=<div) role="list"(?= class="citation-list")',
+)
 DIFFICULTY = {1: "first steps", 2: "some mathematics", 3: "demanding"}
 
 
@@ -186,11 +197,7 @@ class Generated(SphinxDirective):
 
 
 def finish_pages(app: Sphinx, error: Exception | None) -> None:
-    """Lay the notebooks beside their pages, and take the font preloads out.
-
-    The theme asks for its icon fonts twice; the first time in a way (`crossorigin`) that a browser
-    refuses to a page opened from a folder, with an error for each.
-    """
+    """Lay the notebooks beside their pages, and take out what does not work without a network."""
     if error is not None or app.builder.format != "html":
         return
     folder = Path(app.outdir)
@@ -198,7 +205,12 @@ def finish_pages(app: Sphinx, error: Exception | None) -> None:
         shutil.copy(source, folder / "chapters" / source.name)
     for page in folder.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        page.write_text(re.sub(PRELOAD, "", text), encoding="utf-8")
+        page.write_text(re.sub("|".join(UNWANTED), "", text, flags=re.DOTALL), encoding="utf-8")
+    options = folder / "_static" / "documentation_options.js"
+    text = options.read_text(encoding="utf-8")
+    # A browser does not let a page in a folder read the pages that it found.
+    summary = "SHOW_SEARCH_SUMMARY: location.protocol !== 'file:'"
+    options.write_text(text.replace("SHOW_SEARCH_SUMMARY: true", summary), encoding="utf-8")
 
 
 def set_site(app: Sphinx, config: Any) -> None:
