@@ -34,7 +34,8 @@ COLOURS = {
     "warning": "#E69F00",
 }
 # Where a figure compares several things of one kind, in this order (still Okabe-Ito).
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Lines without a role: no vermilion and no green, which mean attacker and defence everywhere.
+SERIES = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#6B7280")
 INK = "#1F2937"
 FAINT = "#D1D5DB"
 PIXELS_PER_INCH = 96  # of a page; the PNG has twice as many

@@ -51,7 +51,7 @@ def learning_curves(
         name, level = reference
         axes.axhline(level * 100, color=COLOURS["server"], lw=1.6, ls=(0, (4, 3)))
         ends.append((last, level * 100, name, COLOURS["server"]))
-    axes.set(xlabel="round", ylabel="test accuracy (%)", xlim=(1, last))
+    axes.set(xlabel="round", ylabel="test accuracy (%)", xlim=(1, max(last, 2)))
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(MaxNLocator(7, integer=True, steps=[1, 2, 5, 10]))
     canvas.draw_without_rendering()
@@ -90,7 +90,7 @@ def accuracy_against_megabytes(
             reached.append(f"{label}: {_first_reached(sent, table.mean(axis=0), target)}")
         axes.set_xscale("log")
         axes.set(title=title, xlabel="megabytes sent, up and down", ylim=(0, 100))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         if target is not None:
@@ -160,7 +160,7 @@ def client_drift(
     canvas, axes = new_figure(min(height * float(np.ptp(x) / np.ptp(y)) + 0.3, PAGE_WIDTH), height)
     losses = [to_array(loss_a), to_array(loss_b)]
     fine_x, fine_y = (np.linspace(axis[0], axis[-1], 200) for axis in (x, y))
-    for coarse, colour in zip(losses, (SERIES[0], SERIES[4]), strict=True):
+    for coarse, colour in zip(losses, (SERIES[0], SERIES[1]), strict=True):
         # A spline between the grid's points: a coarse grid costs less and its contours stay smooth.
         loss = RectBivariateSpline(y, x, coarse)(fine_y, fine_x)
         levels = np.quantile(loss, (0.04, 0.12, 0.24, 0.4))
@@ -173,7 +173,7 @@ def client_drift(
     for end in ("A", "B"):
         axes.annotate("", points[end], xytext=start, arrowprops=_ARROW)
     axes.plot(*zip(points["A"], points["B"], strict=True), color=INK, lw=1, ls=(0, (3, 3)))
-    marks = {"global": ("o", "white"), "A": ("o", SERIES[0]), "B": ("o", SERIES[4]),
+    marks = {"global": ("o", "white"), "A": ("o", SERIES[0]), "B": ("o", SERIES[1]),
              "average": ("D", COLOURS["server"])}  # fmt: skip
     texts = {"global": "global model", "A": names[0], "B": names[1], "average": "their average"}
     middle = np.mean([point[1] for point in points.values()])
@@ -213,7 +213,7 @@ def drift_line(
     both = (losses[0] + losses[1]) / 2
     lines = [*losses, both]
     labels = [f"loss of {names[0]}", f"loss of {names[1]}", "mean of both"]
-    colours = [SERIES[0], SERIES[4], COLOURS["server"]]
+    colours = [SERIES[0], SERIES[1], COLOURS["server"]]
     for line, colour, dashes in zip(lines, colours, ("-", "-", (0, (4, 2))), strict=True):
         axes.plot(x, line, color=colour, ls=dashes)
     top = max(line.max() for line in lines) * 1.08
