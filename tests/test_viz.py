@@ -140,7 +140,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         viz.Figure(viz.new_figure(2, 1)[0], alt=" ")
     with pytest.raises(ValueError, match=r"have \[5, 4\] rounds"):
         viz.learning_curves({"a": [ROUNDS, ROUNDS[:4]]})
-    with pytest.raises(ValueError, match="7 lines, but only 6 colours"):
+    with pytest.raises(ValueError, match="7 lines, but only 5 colours"):
         viz.learning_curves({f"{n}": [ROUNDS] for n in range(7)})
     with pytest.raises(ValueError, match="1 to 5"):
         viz.round_diagram(6)
