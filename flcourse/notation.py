@@ -21,14 +21,31 @@ class Name(NamedTuple):
 
 NAMES: tuple[Name, ...] = (
     Name(r"n", "num_clients", "clients that a data set is divided among", "count", "01"),
-    Name(r"C", "fraction", "share of the clients that take part in a round", "0 to 1", "01"),
+    Name(r"q", "fraction", "share of the clients that take part in a round", "0 to 1", "01"),
     Name(r"E", "epochs", "passes of a client over its own data in a round", "count", "01"),
     Name(r"B", "batch_size", "samples in one local step", "count", "01"),
     Name(r"\eta", "lr", "step length of local training", "–", "01"),
     Name(r"\eta_s", "server_lr", "step length of the server along the mean update", "–", "01"),
     Name(r"T", "rounds", "rounds of training", "count", "01"),
-    Name(r"U", "rows", "updates, one client a row: local minus global", "`[n, d]` float32", "01"),
-    Name(r"w", "weights", "sample counts of the clients, beside their rows", "`[n]`", "01"),
+    Name(r"w", "model", "the global model; as a row, all its values end to end", "`[d]`", "01"),
+    Name(
+        r"\Delta_k", "rows", "updates, one client a row: local − global", "`[n, d]` float32", "01"
+    ),
+    Name(r"n_k", "weights", "sample counts of the clients, beside their rows", "`[n]`", "01"),
+    Name(
+        r"\bar\Delta",
+        "step",
+        "weighted mean of the updates (or another rule's answer)",
+        "`[d]`",
+        "01",
+    ),
     Name(r"\alpha", "alpha", "Dirichlet concentration; smaller means less alike", "> 0", "01"),
+    Name(r"\mu", "proximal", "FedProx: strength of the pull to the global model", "≥ 0", "01"),
+    Name(
+        r"\beta", "server_momentum", "part of the last step that the server keeps", "0 to 1", "01"
+    ),
+    Name(r"x", "inputs", "pictures, records or texts", "see below", "02"),
+    Name(r"y", "labels", "true classes", "`[b]` int64", "02"),
+    Name(r"L", "loss", "cross-entropy, mean over a batch", "nats", "02"),
     Name(r"s", "seed", "start of every random draw", "integer", "01"),
 )
