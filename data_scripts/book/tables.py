@@ -109,32 +109,45 @@ def runs() -> str:
     return table(("profile", "on", "executed on", "device"), rows)
 
 
+def rows_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """A stored file's table, where it holds one: a list of records with the same keys."""
+    for key in ("rows", "results"):
+        rows = entry.get(key)
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+            return rows
+    return []
+
+
 def results() -> str:
-    """Every stored result and benchmark: when and on what it was made, and its rows if any."""
-    blocks = []
-    for entry in stored_files():
+    """Every stored result and benchmark: when and on what it was made, then the benchmarks' rows."""
+    stored = stored_files()
+    if not stored:
+        return "Nothing stored yet."
+    header = ("stored", "made on", "device", "machine", "seeds", "torch", "commit")
+    lines = []
+    for entry in stored:
         made = entry.get("provenance", {})
-        heading = f"**{entry.get('title', entry['name'])}** · `{entry['name']}.json`"
-        where = " · ".join(
-            str(part)
-            for part in (
-                entry.get("made_on") or made.get("date"),
+        seeds = entry.get("seeds") or []
+        lines.append(
+            (
+                f"`{entry['name']}`",
+                made.get("date", entry.get("made_on")),
                 made.get("device"),
                 made.get("machine"),
-                f"torch {made['packages'].get('torch')}" if "packages" in made else None,
+                len(seeds) or None,
+                made.get("packages", {}).get("torch"),
+                f"`{made['commit']}`" if made.get("commit") else None,
             )
-            if part
         )
-        lines = [heading, where or "no provenance"]
-        if "note" in entry:
-            lines.append(str(entry["note"]))
-        rows = entry.get("rows")
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            header = list(rows[0])
-            body = [[row.get(key) for key in header] for row in rows]
-            lines.append(table(header, body))
-        blocks.append("\n\n".join(lines))
-    return "\n\n".join(blocks) or "Nothing stored yet."
+    blocks = [table(header, lines)]
+    for entry in stored:
+        if rows := rows_of(entry):
+            keys = list(rows[0])
+            text = [f"**{entry.get('title', entry['name'])}**"]
+            text += [str(entry["note"])] if "note" in entry else []
+            text.append(table(keys, [[row.get(key) for key in keys] for row in rows]))
+            blocks.append("\n\n".join(text))
+    return "\n\n".join(blocks)
 
 
 def notation() -> str:
