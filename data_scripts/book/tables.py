@@ -119,7 +119,7 @@ def rows_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def results() -> str:
-    """Every stored result and benchmark: when and on what it was made, then the benchmarks' rows."""
+    """Every stored result and benchmark: when and on what it was made, then their rows."""
     stored = stored_files()
     if not stored:
         return "Nothing stored yet."
