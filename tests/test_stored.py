@@ -1,0 +1,56 @@
+"""Every stored result is recomputed in one small cell: a result that the code no longer gives fails."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flcourse.claims import RESULTS, stored
+from flcourse.data import load_dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("FLCOURSE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+
+
+def script(name):
+    """The module `data_scripts/make_NAME.py` that made a stored result."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "data_scripts" / f"make_{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def communication():
+    made, maker = stored("fedavg_communication"), script("fedavg_communication")
+    again = maker.cell("dirichlet", epochs=5, seed=1, rounds=2).accuracy
+    # 2,000 test digits: a step of 0.0005; other libraries round differently and drift a little.
+    assert again == pytest.approx(made["dirichlet E=5"]["accuracy"][1][:2], abs=0.01)
+    assert made.seeds == list(maker.SEEDS)
+
+
+def cifar10():
+    if not (SHARED / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"CIFAR-10 is not in {SHARED}: set FLCOURSE_SHARED_DATA to its folder")
+    made, maker = stored("cifar10_fedavg"), script("cifar10_fedavg")
+    again = maker.probe(load_dataset("cifar10", root=SHARED), seed=0)
+    spread = np.std(made["probe_loss"])
+    assert again == pytest.approx(made["probe_loss"][0], abs=max(spread, 0.01))
+
+
+RECOMPUTE = {"fedavg_communication": communication, "cifar10_fedavg": cifar10}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
+def test_a_small_cell_of_the_stored_result_comes_out_again(name):
+    assert name in RECOMPUTE, f"{name}.json has no cell in this test: add one to RECOMPUTE"
+    RECOMPUTE[name]()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
+def test_a_stored_result_says_how_it_was_made(name):
+    made = stored(name)
+    assert made.seeds and made.config and made.made_on
+    assert {"packages", "device", "commit"} <= set(made.provenance)
+    assert (ROOT / "data_scripts" / f"make_{name}.py").is_file()
