@@ -28,7 +28,7 @@ from torch.func import functional_call, grad, vmap
 
 from flcourse.data import Client, Dataset
 from flcourse.runtime import device, generator, progress, provenance
-from flcourse.vectors import flatten, layout, load_row, unflatten
+from flcourse.vectors import flatten, layout, load_row
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Aggregate = Callable[[Tensor, Tensor], Tensor]
@@ -37,6 +37,7 @@ Transform = Callable[[Tensor, "RoundContext"], Tensor]
 BYTES_PER_VALUE = 4  # an update travels as float32
 # Model values trained side by side: 8 MiB a tensor stays in cache, and memory does not grow with n.
 _VALUES_AT_ONCE = 2**21
+_SMALL_STEP = 16  # samples; measured on small CNNs, see benchmarks/README.md
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,8 @@ def local_updates(
     _check_local(epochs, batch_size, lr, momentum, proximal)
     if not cohort:
         raise ValueError("the cohort is empty: sample at least one client")
-    train_cohort = _train_loop if _engine(engine, model, cohort) == "loop" else _train_batched
+    chosen = _engine(engine, model, cohort, batch_size)
+    train_cohort = _train_loop if chosen == "loop" else _train_batched
     options = _Local(epochs, batch_size, lr, momentum, proximal, loss or cross_entropy, seed, round)
     weights = torch.tensor([float(len(client)) for client in cohort])
     rows = train_cohort(model, cohort, options)
@@ -348,11 +350,17 @@ class _Local:
 
 
 def _train_loop(model: nn.Module, cohort: Sequence[Client], options: _Local) -> Tensor:
-    return torch.stack([_train_one(model, client, options) for client in cohort])
+    start, local = flatten(model), copy.deepcopy(model).train()
+    rows = start.new_empty(len(cohort), start.numel())
+    for row, client in zip(rows, cohort, strict=True):
+        _train_one(local, client, options)
+        torch.sub(flatten(local), start, out=row)
+        _restore(local, model)  # much faster than a fresh copy for the next client
+    return rows
 
 
-def _train_one(model: nn.Module, client: Client, options: _Local) -> Tensor:
-    local = copy.deepcopy(model).train()
+def _train_one(local: nn.Module, client: Client, options: _Local) -> None:
+    """Train `local` in place on one client's samples."""
     trained = [parameter for parameter in local.parameters() if parameter.requires_grad]
     anchors = [parameter.detach().clone() for parameter in trained]
     optimiser = torch.optim.SGD(trained, lr=options.lr, momentum=options.momentum)
@@ -366,32 +374,48 @@ def _train_one(model: nn.Module, client: Client, options: _Local) -> Tensor:
                 if parameter.grad is not None:
                     parameter.grad += options.proximal * (parameter.detach() - anchor)
         optimiser.step()
-    return flatten(local) - flatten(model)
+
+
+@torch.no_grad()
+def _restore(local: nn.Module, model: nn.Module) -> None:
+    """Make `local` equal to `model` again: parameters and all buffers, integer ones too."""
+    mine = [*local.parameters(), *local.buffers()]
+    original = [*model.parameters(), *model.buffers()]
+    for tensor, start in zip(mine, original, strict=True):
+        tensor.copy_(start)
 
 
 def _train_batched(model: nn.Module, cohort: Sequence[Client], options: _Local) -> Tensor:
     """Clients with the most steps first, so that those still training are always a prefix."""
     plans = [options.batches(client) for client in cohort]
     order = sorted(range(len(cohort)), key=lambda k: -len(plans[k]))
-    start = flatten(model)
+    start, model = flatten(model), copy.deepcopy(model).train()
     rows = start.new_empty(len(cohort), start.numel())
     at_once = max(_VALUES_AT_ONCE // start.numel(), 1)
-    for group in (order[i : i + at_once] for i in range(0, len(order), at_once)):
+    for first in range(0, len(order), at_once):
+        group = order[first : first + at_once]
         trained = _train_group(
             model, [cohort[k] for k in group], [plans[k] for k in group], options
         )
-        rows[group] = trained - start
+        for slot in layout(model):
+            part = slice(slot.start, slot.start + slot.size)
+            if slot.name not in trained:  # a frozen parameter or a buffer: it stays as it was
+                rows[group, part] = 0
+                continue
+            # Straight into the rows: their matrix is large, so there is no second copy of it.
+            for k, value in zip(group, trained[slot.name], strict=True):
+                torch.sub(value.reshape(-1), start[part], out=rows[k, part])
     return rows
 
 
 def _train_group(
     model: nn.Module, cohort: Sequence[Client], plans: Sequence[list[Tensor]], options: _Local
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Train ``n`` copies side by side; ``plans`` is sorted by length, the longest first."""
-    model = copy.deepcopy(model).train()
     start = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     values = {name: p.expand(len(cohort), *p.shape).clone() for name, p in start.items()}
-    velocity = {name: torch.zeros_like(value) for name, value in values.items()}
+    moving = values if options.momentum else {}
+    velocity = {name: torch.zeros_like(value) for name, value in moving.items()}
 
     def client_loss(
         params: dict[str, Tensor], inputs: Tensor, labels: Tensor, share: Tensor
@@ -412,16 +436,7 @@ def _train_group(
             if options.momentum:
                 step = velocity[name][:active].mul_(options.momentum).add_(step)
             now[name].sub_(step, alpha=options.lr)
-    frozen = unflatten(flatten(model), model)
-    return torch.cat(
-        [
-            values.get(slot.name, frozen[slot.name].expand(len(cohort), *slot.shape)).reshape(
-                len(cohort), -1
-            )
-            for slot in layout(model)
-        ],
-        dim=1,
-    )
+    return values
 
 
 def _side_by_side(
@@ -446,7 +461,7 @@ def _side_by_side(
         yield indices, shares
 
 
-def _engine(engine: str, model: nn.Module, cohort: Sequence[Client]) -> str:
+def _engine(engine: str, model: nn.Module, cohort: Sequence[Client], batch_size: int | None) -> str:
     if engine not in ("auto", "loop", "batched"):
         raise ValueError(f"engine={engine!r} is unknown: use 'auto', 'loop' or 'batched'")
     obstacle = next((module for module in model.modules() if _needs_loop(module)), None)
@@ -456,9 +471,13 @@ def _engine(engine: str, model: nn.Module, cohort: Sequence[Client]) -> str:
         )
     if engine != "auto":
         return engine
-    # On a CPU, vmap makes grouped convolutions, which are no faster than a loop over clients.
-    slow = cohort[0].inputs.device.type == "cpu" and any(
-        isinstance(module, nn.modules.conv._ConvNd) for module in model.modules()
+    # On a CPU, vmap makes grouped convolutions: slower than a loop, unless steps are so small that
+    # the loop spends its time between operations, not in them.
+    step = min(max(map(len, cohort)), batch_size or math.inf)
+    slow = (
+        cohort[0].inputs.device.type == "cpu"
+        and step > _SMALL_STEP
+        and any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
     )
     faster = len(cohort) > 1 and not slow
     return "batched" if faster and obstacle is None else "loop"

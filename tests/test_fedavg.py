@@ -272,3 +272,22 @@ def test_misfits_are_refused(digits):
         sample_clients([], 1.0, generator(0))
     with pytest.raises(ValueError, match="empty"):
         evaluate(small_model(), digits.test.subset([]))
+
+
+def test_the_loop_hands_every_client_the_same_start_counters_included(clients):
+    # momentum=None averages over all batches so far: a counter left behind would show.
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=None), nn.Linear(64, 10))
+    settings = {"epochs": 1, "batch_size": 16, "lr": 0.1, "momentum": 0.5, "engine": "loop"}
+    together, _ = local_updates(model, clients, **settings)
+    alone = [local_updates(model, [client], **settings)[0][0] for client in clients]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_auto_batches_convolutions_only_where_steps_are_small(clients):
+    from flcourse.fedavg import _engine
+
+    convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    assert max(len(client) for client in clients) > 32
+    chosen = [_engine("auto", convolution, clients, size) for size in (None, 32, 8)]
+    assert chosen == ["loop", "loop", "batched"]
+    assert _engine("auto", small_model(), clients, None) == "batched"
