@@ -277,7 +277,7 @@ def test_misfits_are_refused(digits):
 def test_the_loop_hands_every_client_the_same_start_counters_included(clients):
     # momentum=None averages over all batches so far: a counter left behind would show.
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, momentum=None), nn.Linear(64, 10))
-    settings = {"epochs": 1, "batch_size": 16, "lr": 0.1, "momentum": 0.5, "engine": "loop"}
+    settings = {"epochs": 3, "batch_size": None, "lr": 0.1, "momentum": 0.5, "engine": "loop"}
     together, _ = local_updates(model, clients, **settings)
     alone = [local_updates(model, [client], **settings)[0][0] for client in clients]
     assert torch.equal(together, torch.stack(alone))
