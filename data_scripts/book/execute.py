@@ -62,7 +62,7 @@ def run(copies: Iterable[Path], jobs: int, timeout: int) -> int:
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(COPIES / "pytest.ini")]
     command += ["--nbmake", "--overwrite", f"--nbmake-timeout={timeout}", "-n", str(jobs)]
     command += ["-p", "no:cacheprovider", *map(str, copies)]
-    environment = os.environ | {"TQDM_DISABLE": "1", "MPLBACKEND": "agg"}
+    environment = os.environ | {"FLCOURSE_PROGRESS": "0", "MPLBACKEND": "agg"}
     for threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment.setdefault(threads, "1")
     return subprocess.call(command, env=environment, cwd=ROOT)

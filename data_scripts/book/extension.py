@@ -41,17 +41,23 @@ COVER = (
     "Five clients around a server. A photo held by one client turns into rows of numbers on the "
     'way to the server, which puts the photo together again."></figure>'
 )
-# What the theme and its extensions put into pages that these pages must not have.
-UNWANTED = (
+# What the theme and its extensions put into pages, and what these pages have in its place.
+MENDED = (
     # Icon fonts asked for a first time in a way that browsers refuse to a page in a folder.
-    r'<link rel="preload" as="font"[^>]*>',
+    (r'<link rel="preload" as="font"[^>]*>', ""),
     # Live code from another host: off, but its settings are written twice, which is an error.
-    r"<script>const THEBE_JS_URL.*?</script>",
-    r"<(?:script|link)[^>]*sphinx-thebe[^>]*>(?:</script>)?",
-    r'<script type="text/x-thebe-config">.*?</script>',
-    r"<script>kernelName = .*?</script>",
+    (r"<script>const THEBE_JS_URL.*?</script>", ""),
+    (r"<(?:script|link)[^>]*sphinx-thebe[^>]*>(?:</script>)?", ""),
+    (r'<script type="text/x-thebe-config">.*?</script>', ""),
+    (r"<script>kernelName = .*?</script>", ""),
     # The bibliography says that it is a list, and its entries say that they are something else.
-    r'(?<=<div) role="list"(?= class="citation-list")',
+    (r'<div role="list" class="citation-list"', '<div class="citation-list"'),
+    # What scrolls sideways on a phone must be reachable by keyboard, and so must have a name.
+    (
+        r'<div class="pst-scrollable-table-container"',
+        '<div class="pst-scrollable-table-container" tabindex="0" role="region" aria-label="Table"',
+    ),
+    (r'<figure class="flc-figure flc-table"', '<figure class="flc-figure flc-table" tabindex="0"'),
 )
 DIFFICULTY = {1: "first steps", 2: "some mathematics", 3: "demanding"}
 
@@ -64,8 +70,18 @@ def slug(words: str) -> str:
 def drop_dash(paragraph: nodes.paragraph, place: int) -> None:
     """Take the dash away that joins a card's lead to its text: on a card it is a heading."""
     if place < len(paragraph) and isinstance(paragraph[place], nodes.Text):
-        text = re.sub(r"^\s*[—–:]\s*", "", str(paragraph[place]))
-        paragraph[place] = nodes.Text(text[:1].upper() + text[1:])
+        paragraph[place] = nodes.Text(re.sub(r"^\s*[—–:]\s*", "", str(paragraph[place])))
+    for text in list(paragraph.findall(nodes.Text)):
+        if text.strip() and paragraph.index(top_of(text, paragraph)) >= place:
+            text.parent.replace(text, nodes.Text(text[:1].upper() + text[1:]))
+            return
+
+
+def top_of(node: nodes.Node, ancestor: nodes.Element) -> nodes.Node:
+    """The child of `ancestor` that holds `node`."""
+    while node.parent is not ancestor:
+        node = node.parent
+    return node
 
 
 def style_cards(app: Sphinx, doctree: nodes.document) -> None:
@@ -205,7 +221,9 @@ def finish_pages(app: Sphinx, error: Exception | None) -> None:
         shutil.copy(source, folder / "chapters" / source.name)
     for page in folder.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
-        page.write_text(re.sub("|".join(UNWANTED), "", text, flags=re.DOTALL), encoding="utf-8")
+        for pattern, replacement in MENDED:
+            text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+        page.write_text(text, encoding="utf-8")
     options = folder / "_static" / "documentation_options.js"
     text = options.read_text(encoding="utf-8")
     # A browser does not let a page in a folder read the pages that it found.
