@@ -10,6 +10,7 @@ import datetime
 import html
 import json
 import math
+import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from flcourse.runtime import profile, provenance
+from flcourse.runtime import finite_json, profile, provenance
 
 CLAIM_MIME = "application/vnd.flcourse.claim+json"
 RESULTS = Path(__file__).parent / "assets" / "results"
@@ -46,16 +47,17 @@ class Claim:
     __repr__ = __str__
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        values = _without_infinity(self.values)  # JSON has no infinity, and ε can be one
+        values = finite_json(self.values)  # JSON has no infinity, and ε can be one
         data = {"sentence": self.sentence, "values": values, "profile": self.profile}
         return {"text/html": self._html(), "text/plain": str(self), CLAIM_MIME: data}
 
     def _html(self) -> str:
+        text = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(self.sentence))
         # Inline style carries Colab and JupyterLab; the book's style sheet refines the classes.
         return (
-            '<div class="flc-claim" style="border-left:4px solid #009E73;padding:.35em .8em">'
+            '<div class="flc-claim" style="border-left:4px solid currentColor;padding:.35em .8em">'
             '<span class="flc-claim-mark" aria-hidden="true">✓</span> '
-            f"<span>{html.escape(self.sentence)}</span></div>"
+            f"<span>{text}</span></div>"
         )
 
 
@@ -131,14 +133,6 @@ def _has_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _without_infinity(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_infinity(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_infinity(item) for item in value]
-    return str(value) if isinstance(value, float) and math.isinf(value) else value
-
-
 @dataclass(frozen=True, eq=False)
 class Stored(Mapping[str, Any]):
     """A result that a script measured: ``result["accuracy"]`` reads from ``result.data``."""
@@ -164,11 +158,13 @@ class Stored(Mapping[str, Any]):
 
     @property
     def note(self) -> str:
-        """One line for a figure's caption, e.g. "stored, made on 21 November 2026 on cpu"."""
+        """A sentence for a caption: "Stored, made on 21 November 2026 on the CPU, 5 seeds."."""
         day = datetime.date.fromisoformat(self.made_on)
         date = f"{day.day} {day:%B %Y}"
-        device = self.provenance.get("device", "an unknown device")
-        return f"stored, made on {date} on {device}, seeds {', '.join(map(str, self.seeds))}"
+        device = self.provenance.get("device", "unknown device")
+        place = {"cpu": "CPU", "mps": "Apple GPU"}.get(device, device)
+        seeds = f"{len(self.seeds)} seed{'' if len(self.seeds) == 1 else 's'}"
+        return f"Stored, made on {date} on the {place}, {seeds}."
 
 
 def stored(name: str) -> Stored:

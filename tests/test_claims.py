@@ -32,6 +32,13 @@ def test_values_are_escaped(shown: list[Claim]) -> None:
     assert "<script>" not in shown[0]._repr_mimebundle_()["text/html"]
 
 
+def test_backticks_become_code_on_a_page_only(shown: list[Claim]) -> None:
+    claim("a call of `mean` > a loop", True)
+    bundle = shown[0]._repr_mimebundle_()
+    assert "a call of <code>mean</code> &gt; a loop" in bundle["text/html"]
+    assert bundle["text/plain"] == "✓ a call of `mean` > a loop"
+
+
 def test_a_false_claim_names_the_values(shown: list[Claim]) -> None:
     with pytest.raises(ClaimError, match=r"'0.30 is above 0.5'.*accuracy=0.3"):
         claim("{accuracy:.2f} is above 0.5", 0.3 > 0.5, accuracy=0.3)
@@ -73,7 +80,7 @@ def test_stored_round_trips(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     result = stored("cifar10")
     assert dict(result) == {"accuracy": [0.1, 0.2], "rows": [0, 1, 2], "name": "iid"}
     assert result.seeds == [0, 1] and result.config["lr"] == 0.01
-    assert result.note.startswith("stored, made on ") and result.note.endswith("seeds 0, 1")
+    assert result.note.startswith("Stored, made on ") and result.note.endswith(", 2 seeds.")
     assert {"commit", "packages", "device"} <= result.provenance.keys()
     assert path.stat().st_size < 2000
     with pytest.raises(KeyError, match="holds no 'loss'"):

@@ -211,6 +211,28 @@ def label_ends(
         )  # fmt: skip
 
 
+def label_starts(
+    axes: Axes, starts: Sequence[tuple[float, float, str, str]], *, gap: float = 1.35
+) -> None:
+    """Write each line's name left of its start ``(x, y, name, colour)``, as ``label_ends`` does."""
+    figure = axes.figure
+    size = matplotlib.rcParams["font.size"]
+    low, high = axes.get_ylim()
+    step = gap * size / (axes.get_window_extent().height / figure.dpi * 72) * (high - low)
+    order = sorted(starts, key=lambda start: start[1])
+    for (x, y, name, colour), place in zip(
+        order, spread([start[1] for start in order], step), strict=True
+    ):
+        axes.plot([x], [y], "o", color=colour, markersize=6, zorder=5)
+        lift = (place - y) / step * gap * size  # points
+        thin = {"arrowstyle": "-", "color": colour, "lw": 0.9, "shrinkB": 4, "relpos": (1, 0.5)}
+        axes.annotate(
+            name, (x, y), xytext=(-8, lift), textcoords="offset points", ha="right", va="center",
+            bbox={"boxstyle": "round,pad=0.05", "fc": "white", "ec": "none", "alpha": 0.85},
+            arrowprops=thin if abs(lift) > size / 4 else None,
+        )  # fmt: skip
+
+
 def spread(places: Sequence[float], step: float) -> list[float]:
     """Move sorted ``places`` apart to distances of at least ``step``, each as little as may be.
 

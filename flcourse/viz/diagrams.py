@@ -30,6 +30,7 @@ CLIENTS_X = (0.85, 2.27, 3.7, 5.13, 6.55)  # five clients, the running case
 COHORT = (1, 2, 4)  # places of those who take part in the drawn round: clients 2, 3 and 5
 COUNTS = (4, 8, 6, 3, 10)  # samples drawn on each phone; shares of the average follow from them
 SERVER = (3.7, 3.62)
+LAYER_WIDTH = 24  # letters in a line of the privacy stack
 ROUND_STEPS = (
     ("Sample", "The server picks a cohort; the other clients sit this round out."),
     ("Send", "Each client of the cohort receives the global model, one row of numbers."),
@@ -93,18 +94,18 @@ def adversary_map(*, caption: str = "") -> Figure:
     """Where each adversary sits in a federation: five numbered vermilion marks."""
     canvas, sheet = _sheet(4.35)
     x, y = SERVER
-    _server(sheet, "server", "")
+    _server(sheet, "server", None)
     _collusion(sheet)
     names = {0: " ", 1: " ", 3: "malicious"}  # the colluders share a name, written below
     for place in range(5):
         _phone(sheet, place, name=names.get(place, ""))
-        _wire(sheet, place, down=True, shift=-0.07)
-        _wire(sheet, place, down=False, shift=0.07)
+        _wire(sheet, place, down=True, shift=-0.07, foot=1.78)  # clear of the colluders' box
+        _wire(sheet, place, down=False, shift=0.07, foot=1.78)
     _attacker(sheet, 1, (x - 0.88, y), "curious server", "reads what it receives", "right")
     _attacker(sheet, 2, (x + 0.88, y), "malicious server", "sends what it likes", "left")
-    _pin(sheet, 3, (CLIENTS_X[3], 0.46))
-    _pin(sheet, 4, (5.42, 2.36))
-    sheet.text(5.68, 2.44, "network", weight="bold", size=11.5, va="center")
+    _pin(sheet, 3, (CLIENTS_X[3], 0.76))
+    _pin(sheet, 4, (5.36, 2.46))
+    sheet.text(5.72, 2.54, "network", weight="bold", size=11.5, va="center")
     text = (
         "Where an adversary can sit. 1: a server that follows the protocol and reads what it "
         "receives; 2: a server that deviates; 3: clients that send what they like; 4: whoever "
@@ -130,19 +131,19 @@ def privacy_stack(
     """
     table = dict(rows)
     columns = list(adversaries or dict.fromkeys(who for row in table.values() for who in row))
-    height = 0.85 + 0.42 * len(table)
+    step = 0.42 if all(len(layer) <= LAYER_WIDTH for layer in table) else 0.54
+    height = 0.85 + step * len(table)
     canvas, sheet = _sheet(height)
-    left, right = 2.75, SHEET - 0.55
-    xs = np.linspace(left + 0.15, right, len(columns))
+    xs = np.linspace(3.15, SHEET - 0.52, len(columns))
     for x, who in zip(xs, columns, strict=True):
-        sheet.text(x, height - 0.36, who.replace(" ", "\n", 1), ha="center", va="center", size=11)
+        sheet.text(x, height - 0.36, who.replace(" ", "\n", 1), ha="center", va="center", size=11.5,
+                   linespacing=1.05)  # fmt: skip
     for number, (layer, covered) in enumerate(table.items()):
-        y = height - 0.98 - 0.42 * number
+        y = height - 0.77 - step * (number + 0.5)
         if number % 2 == 0:
-            sheet.add_patch(Rectangle((0.05, y - 0.21), SHEET - 0.1, 0.42, fc="#F3F4F6"))
-        name = textwrap.fill(layer, 25)
-        size = 12 if "\n" not in name else 10.5
-        sheet.text(0.18, y, name, va="center", size=size, linespacing=0.95)
+            sheet.add_patch(Rectangle((0.05, y - step / 2), SHEET - 0.1, step, fc="#F3F4F6"))
+        name = textwrap.fill(layer, LAYER_WIDTH)
+        sheet.text(0.15, y, name, va="center", size=11.5, linespacing=1.0)
         for x, who in zip(xs, columns, strict=True):
             _dot(sheet, x, y, covered.get(who, 0))
     closed = [layer for layer in table if any(table[layer].get(who, 0) == 1 for who in columns)]
@@ -189,10 +190,12 @@ def _box(
     sheet.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=shape, **look))
 
 
-def _server(sheet: Axes, name: str, note: str) -> None:
+def _server(sheet: Axes, name: str, note: str | None) -> None:
+    """The server's box; its name stands in the middle where nothing goes below it (None)."""
     x, y = SERVER
     _box(sheet, x, y, 1.75, 0.86, COLOURS["server"], "#F3F4F6")
-    sheet.text(x, y + 0.19, name, ha="center", va="center", weight="bold", size=12)
+    lift = 0.0 if note is None else 0.19
+    sheet.text(x, y + lift, name, ha="center", va="center", weight="bold", size=12)
     if note:
         sheet.text(x, y - 0.14, note, ha="center", va="center", size=11.5)
 
@@ -218,13 +221,13 @@ def _phone(
             sheet.add_patch(Circle(at, 0.06, fc=edge, lw=0, alpha=alpha))
 
 
-def _ends(place: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where a wire meets the server, and where it meets the phone."""
-    return np.array([SERVER[0] + 0.33 * (place - 2), 3.15]), np.array([CLIENTS_X[place], 1.6])
+def _ends(place: int, foot: float = 1.6) -> tuple[np.ndarray, np.ndarray]:
+    """Where a wire meets the server, and where it meets the phone, at height ``foot``."""
+    return np.array([SERVER[0] + 0.33 * (place - 2), 3.15]), np.array([CLIENTS_X[place], foot])
 
 
-def _wire(sheet: Axes, place: int, *, down: bool, shift: float = 0.0) -> None:
-    top, bottom = _ends(place)
+def _wire(sheet: Axes, place: int, *, down: bool, shift: float = 0.0, foot: float = 1.6) -> None:
+    top, bottom = _ends(place, foot)
     side = np.array([shift, 0])
     start, end = (top, bottom) if down else (bottom, top)
     colour = COLOURS["server"] if down else COLOURS["client"]
@@ -295,7 +298,7 @@ def _attacker(
     """A numbered vermilion mark, with its name on one side of it."""
     _pin(sheet, number, at)
     x, y = at
-    gap = 0.24
+    gap = 0.3
     places = {"left": (x + gap, y, "left"), "right": (x - gap, y, "right"),
               "above": (x, y + 0.29, "center")}  # fmt: skip
     tx, ty, align = places[side]
@@ -306,9 +309,9 @@ def _attacker(
 
 
 def _pin(sheet: Axes, number: int, at: tuple[float, float]) -> None:
-    sheet.add_patch(Circle(at, 0.16, fc=COLOURS["attacker"], ec="white", lw=2, zorder=8))
+    sheet.add_patch(Circle(at, 0.2, fc=COLOURS["attacker"], ec="white", lw=2, zorder=8))
     sheet.text(*at, str(number), color="white", weight="bold", ha="center", va="center_baseline",
-               size=12, zorder=9)  # fmt: skip
+               size=14, zorder=9)  # fmt: skip
 
 
 def _collusion(sheet: Axes) -> None:
@@ -316,7 +319,7 @@ def _collusion(sheet: Axes) -> None:
     middle = (CLIENTS_X[0] + CLIENTS_X[1]) / 2
     sheet.text(middle, 0.2, "colluders", weight="bold", size=11.5, ha="center", va="center")
     _pin(sheet, 5, (middle, 0.98))
-    _box(sheet, middle, 0.84, 2.5, 1.58, COLOURS["attacker"], "#FDF1EA",
+    _box(sheet, middle, 0.855, 2.5, 1.61, COLOURS["attacker"], "#FDF1EA",
          lw=1.6, ls=(0, (4, 3)))  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def reconstruction(
         f"{error.max():.2g} on a scale from 0 to 1."
     )
     alt = "Side by side: the private picture, what the attacker recovered, and their difference."
-    return Figure(canvas, alt=alt, caption=f"{caption} {text}".strip(), colours=None)
+    return Figure(canvas, alt=alt, caption=f"{text} {caption}".strip(), colours=None)
 
 
 @house_style
@@ -168,11 +168,10 @@ def record_table_comparison(
     head = head.replace("text-align:right", "text-align:left", 1)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     text = "\n".join(f"{n}: {t:.5g} | {g:.5g}" for n, t, g in zip(names, true, got, strict=True))
-    note = (
-        f"{len(names)} measurements; the largest relative error is {_percent(errors.max())}, "
-        f"the median {_percent(float(np.median(errors)))}."
-    )
-    return HtmlFigure(table, text=text, caption=f"{caption} {note}".strip())
+    largest, median = _percent(errors.max()), _percent(float(np.median(errors)))
+    middle = "" if median == largest else f", the median {median}"
+    note = f"{len(names)} measurements; the largest relative error is {largest}{middle}."
+    return HtmlFigure(table, text=text, caption=f"{note} {caption}".strip())
 
 
 def _cell(text: str) -> str:

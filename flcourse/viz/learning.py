@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter
 from scipy.interpolate import RectBivariateSpline
 
 from flcourse.viz.base import (
@@ -19,6 +19,7 @@ from flcourse.viz.base import (
     Figure,
     house_style,
     label_ends,
+    label_starts,
     new_figure,
     to_array,
 )
@@ -61,7 +62,7 @@ def learning_curves(
     seeds = len(next(iter(tables.values())))
     text = f"Test accuracy after {last} rounds — {final}{level_text}. {_spread_note(seeds)}"
     alt = f"Line chart of test accuracy over {last} rounds for {', '.join(tables)}."
-    return Figure(canvas, alt=alt, caption=_join(caption, text))
+    return Figure(canvas, alt=alt, caption=_join(text, caption))
 
 
 @house_style
@@ -77,34 +78,39 @@ def accuracy_against_megabytes(
     ``target`` draws a level; the caption says what each setting sends until its mean reaches it.
     """
     canvas, grid = new_figure(PAGE_WIDTH, 4.0, columns=len(panels), sharey=True, squeeze=False)
-    notes = []
+    notes, named = [], []
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
-        ends, reached = [], []
+        starts, reached = [], []
         chosen = _colours(curves)
         for label, (megabytes, accuracy) in curves.items():
             colour = chosen[label]
             sent, table = to_array(megabytes), np.atleast_2d(to_array(accuracy))
             _band(axes, sent, table, colour)
-            axes.plot(sent[0], table[:, 0].mean() * 100, "o", color=colour, ms=4)
-            ends.append((sent[-1], table[:, -1].mean() * 100, label, colour))
+            starts.append((sent[0], table[:, 0].mean() * 100, label, colour))
             reached.append(f"{label}: {_first_reached(sent, table.mean(axis=0), target)}")
         axes.set_xscale("log")
         axes.set(title=title, xlabel="megabytes sent, up and down", ylim=(0, 100))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        # Room at the left for the names; where the lines end, they are too close to be named.
+        axes.set_xlim(left=min(start[0] for start in starts) / 4.5)
+        axes.xaxis.set_major_locator(
+            FixedLocator([m * 10.0**n for n in range(-3, 6) for m in (1, 3)])
+        )
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         if target is not None:
             axes.axhline(100 * target, color=COLOURS["server"], lw=1.2, ls=(0, (4, 3)))
         notes.append(f"{title} — {', '.join(reached)}")
-        canvas.draw_without_rendering()
-        label_ends(axes, ends)
+        named.append((axes, starts))
+    canvas.draw_without_rendering()
+    for axes, starts in named:
+        label_starts(axes, starts)
     grid[0][0].set_ylabel("test accuracy (%)")
     alt = f"Accuracy against megabytes sent, in panels for {' and '.join(panels)}."
     text = ""
     if target is not None:
         text = f"Megabytes sent until the mean reaches {100 * target:.0f} %: {'; '.join(notes)}."
     seeds = max(len(np.atleast_2d(to_array(a))) for c in panels.values() for _, a in c.values())
-    return Figure(canvas, alt=alt, caption=_join(caption, text, _spread_note(seeds)))
+    return Figure(canvas, alt=alt, caption=_join(text, _spread_note(seeds), caption))
 
 
 @house_style
@@ -135,7 +141,7 @@ def partition_bars(
     )
     alt = f"Dots for the number of samples by client and class, for {', '.join(tables)}."
     text = f"The area of a dot is the number of samples of a class; totals at the right. {sizes}."
-    return Figure(canvas, alt=alt, caption=_join(caption, text))
+    return Figure(canvas, alt=alt, caption=_join(text, caption))
 
 
 @house_style
@@ -153,13 +159,15 @@ def client_drift(
 
     ``across`` ``[m]`` and ``upward`` ``[n]`` are the plane's coordinates (distances of models),
     ``loss_a`` and ``loss_b`` ``[n, m]`` the losses there. ``points`` places "global", "A", "B" and
-    "average". Each valley is shaded by its own client's loss; the average lies in neither.
+    "average". Each valley is shaded by its own client's loss; the alt text says where they lie and
+    whether the average lies in one.
     """
     x, y = to_array(across), to_array(upward)
-    height = min(PAGE_WIDTH * float(np.ptp(y) / np.ptp(x)), 5.0)
-    canvas, axes = new_figure(min(height * float(np.ptp(x) / np.ptp(y)) + 0.3, PAGE_WIDTH), height)
+    # The page's width, as every figure: a narrow picture would be blown up, its letters too.
+    canvas, axes = new_figure(PAGE_WIDTH, min(PAGE_WIDTH * float(np.ptp(y) / np.ptp(x)), 4.4))
     losses = [to_array(loss_a), to_array(loss_b)]
     fine_x, fine_y = (np.linspace(axis[0], axis[-1], 200) for axis in (x, y))
+    valleys, holds_average = [], []
     for coarse, colour in zip(losses, (SERIES[0], SERIES[1]), strict=True):
         # A spline between the grid's points: a coarse grid costs less and its contours stay smooth.
         loss = RectBivariateSpline(y, x, coarse)(fine_y, fine_x)
@@ -169,6 +177,9 @@ def client_drift(
                 fine_x, fine_y, loss, [loss.min() - 1e-9, level], colors=[colour], alpha=0.16
             )
         axes.contour(fine_x, fine_y, loss, levels, colors=[colour], linewidths=1.1)
+        lowest = np.unravel_index(loss.argmin(), loss.shape)
+        valleys.append((float(fine_x[lowest[1]]), float(fine_y[lowest[0]])))
+        holds_average.append(_nearest(fine_x, fine_y, loss, points["average"]) <= levels[-1])
     start = points["global"]
     for end in ("A", "B"):
         axes.annotate("", points[end], xytext=start, arrowprops=_ARROW)
@@ -189,8 +200,14 @@ def client_drift(
         f"{at['A'][0]:.2f}, at the average {at['average'][0]:.2f}; {names[1]} has "
         f"{at['B'][1]:.2f} and {at['average'][1]:.2f}."
     )
-    alt = f"Contours of the losses of {names[0]} and {names[1]} around the global model."
-    return Figure(canvas, alt=alt, caption=_join(caption, text), colours=96)
+    ways = [_way(start, valley, float(np.ptp(x))) for valley in valleys]
+    held = [name for name, holds in zip(names, holds_average, strict=True) if holds]
+    alt = (
+        f"Contours of two losses around the global model: the valley of {names[0]} lies "
+        f"{ways[0]} it, that of {names[1]} {ways[1]} it. The average of the two local models lies "
+        f"{'in the valley of ' + ' and of '.join(held) if held else 'in neither valley'}."
+    )
+    return Figure(canvas, alt=alt, caption=_join(text, caption), colours=96)
 
 
 @house_style
@@ -232,7 +249,7 @@ def drift_line(
         f"the average ({there[0]:.2f} and {there[1]:.2f})."
     )
     alt = "Two loss curves between two local models, with their average marked."
-    return Figure(canvas, alt=alt, caption=_join(caption, text))
+    return Figure(canvas, alt=alt, caption=_join(text, caption))
 
 
 _ARROW = {"arrowstyle": "-|>", "color": INK, "lw": 1.6, "shrinkA": 6, "shrinkB": 6}
@@ -295,7 +312,7 @@ def _count_dots(axes: Axes, table: np.ndarray, biggest: int, area: float, room: 
     sizes = area * table[rows, columns] / biggest
     axes.scatter(columns, rows, s=sizes, color=COLOURS["private"], lw=0)
     for row, total in enumerate(table.sum(axis=1)):
-        axes.text(table.shape[1] - 0.4 + room, row, f"{total}", va="center", ha="right", size=10.5)
+        axes.text(table.shape[1] - 0.4 + room, row, f"{total}", va="center", ha="right", size=11.5)
     axes.tick_params(length=0)
     axes.grid(False)
     axes.hlines(range(len(table)), -0.5, table.shape[1] - 0.5, color=FAINT, lw=0.8, zorder=0)
@@ -313,6 +330,14 @@ def _beside(axes: Axes, point: tuple[float, float], text: str, *, above: bool) -
 
 def _nearest(x: np.ndarray, y: np.ndarray, loss: np.ndarray, point: tuple[float, float]) -> float:
     return float(loss[np.abs(y - point[1]).argmin(), np.abs(x - point[0]).argmin()])
+
+
+def _way(start: tuple[float, float], end: tuple[float, float], width: float) -> str:
+    """In which direction ``end`` lies, in words; less than 5 % of ``width`` does not count."""
+    right, up = end[0] - start[0], end[1] - start[1]
+    parts = [("above", "below")[up < 0]] if abs(up) > 0.05 * width else []
+    parts += [("right of", "left of")[right < 0]] if abs(right) > 0.05 * width else []
+    return " and ".join(parts) or "at"
 
 
 def _join(*sentences: str) -> str:
