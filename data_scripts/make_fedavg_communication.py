@@ -1,6 +1,6 @@
 """Make the stored result `fedavg_communication`: accuracy against megabytes for E = 1, 5, 20.
 
-    python data_scripts/make_fedavg_communication.py        # about 6 minutes on one core
+    python data_scripts/make_fedavg_communication.py        # about 10 minutes on one core
 
 Glyphs, MLP 784-64-10, 10 clients, batch 32, learning rate 0.05; IID and Dirichlet(0.1); five seeds,
 each with its own partition, start and order. Chapter 01 shows it and recomputes one cell.
@@ -18,7 +18,7 @@ from flcourse.runtime import progress
 
 SEEDS = (0, 1, 2, 3, 4)
 NUM_CLIENTS, ALPHA, BATCH_SIZE, LR = 10, 0.1, 32, 0.05
-ROUNDS = {1: 60, 5: 30, 20: 12}  # local epochs -> rounds: longer where a round is cheap
+ROUNDS = {1: 60, 5: 30, 20: 24}  # local epochs -> rounds: longer where a round is cheap
 PARTITIONS = ("iid", "dirichlet")
 
 

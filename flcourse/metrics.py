@@ -21,13 +21,13 @@ def psnr(truth: Tensor, guess: Tensor) -> Tensor:
     """
     truth, guess = _pair(truth, guess)
     error = (truth - guess).square().flatten(1).mean(dim=1)
-    return -10 * torch.log10(torch.where(error.isnan(), torch.ones_like(error), error))
+    return 0 - 10 * torch.log10(torch.where(error.isnan(), torch.ones_like(error), error))
 
 
 def ssim(truth: Tensor, guess: Tensor) -> Tensor:
     """Structural similarity per picture, ``[b]``, in [-1, 1] (Wang et al. 2004, via scikit-image).
 
-    Means over local 7×7 windows with data range 1, not one global statistic.
+    Means over local 7×7 windows with data range 1, not one global statistic. NaN counts as -1.
     Raises ``ValueError`` as ``psnr`` does, and for pictures smaller than 7×7.
     """
     truth, guess = _pair(truth, guess)
@@ -35,7 +35,7 @@ def ssim(truth: Tensor, guess: Tensor) -> Tensor:
         raise ValueError(f"SSIM needs pictures of at least 7×7, got {list(truth.shape[-2:])}")
     pairs = zip(truth.double().cpu().numpy(), guess.double().cpu().numpy(), strict=True)
     scores = [structural_similarity(t, g, data_range=1.0, channel_axis=0) for t, g in pairs]
-    return torch.tensor(scores)
+    return torch.tensor(scores, dtype=truth.dtype, device=truth.device).nan_to_num(nan=-1.0)
 
 
 def flat_floor(truth: Tensor) -> Tensor:
@@ -72,13 +72,17 @@ def label_accuracy(truth: Tensor, guess: Tensor) -> float:
 
 
 def _pair(truth: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
-    if truth.shape != guess.shape or truth.dim() != 4:
+    """Both in float32 (or float64, if one is), on one device, the guess clamped to [0, 1]."""
+    if truth.shape != guess.shape or truth.dim() != 4 or not len(truth):
         raise ValueError(
             f"expected two batches [b, c, h, w], got {list(truth.shape)} and {list(guess.shape)}"
         )
-    if float(truth.min()) < 0 or float(truth.max()) > 1:
+    if not truth.is_floating_point() or not guess.is_floating_point():
+        raise ValueError(f"pictures are floating point, got {truth.dtype} and {guess.dtype}")
+    if not (float(truth.min()) >= 0 and float(truth.max()) <= 1):  # false for NaN, too
         raise ValueError(
             f"the truth spans [{float(truth.min()):.3g}, {float(truth.max()):.3g}]: "
             "score pictures in [0, 1], before any normalisation"
         )
-    return truth.detach(), guess.detach().to(truth).clamp(0, 1)
+    dtype = torch.promote_types(torch.promote_types(truth.dtype, guess.dtype), torch.float32)
+    return truth.detach().to(dtype), guess.detach().to(truth.device, dtype).clamp(0, 1)

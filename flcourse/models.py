@@ -17,22 +17,37 @@ from flcourse.runtime import seeded
 class Normalise(nn.Module):
     """``(x - mean) / std`` per channel ``[c]`` of pictures, or per feature ``[f]`` of tables.
 
-    The constants follow the model to its device but are no part of its state: they are public
-    preprocessing, not something that is trained or shared. Raises ``ValueError`` if a ``std`` is
-    not positive.
+    The constants move with the model but are neither parameters nor buffers: they are public
+    preprocessing, not something that is trained or shared, so they are not in a model's row.
+    Raises ``ValueError`` if ``mean`` and ``std`` differ in length, a ``std`` is not positive, or an
+    input is not floating point or has another number of channels.
     """
 
     def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
         self.mean = torch.as_tensor(mean, dtype=torch.float32)
         self.std = torch.as_tensor(std, dtype=torch.float32)
+        if self.mean.shape != self.std.shape or self.mean.dim() != 1:
+            raise ValueError(
+                f"mean and std must be lists of one length, got shapes {list(self.mean.shape)} "
+                f"and {list(self.std.shape)}"
+            )
         if not bool((self.std > 0).all()):
             raise ValueError(f"std must be positive, got {self.std.tolist()}")
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point() or x.shape[1] != len(self.mean):
+            raise ValueError(
+                f"Normalise has {len(self.mean)} channels and wants floating point, got {x.dtype} "
+                f"of shape {list(x.shape)}"
+            )
         shape = (-1,) + (1,) * (x.dim() - 2)
-        mean, std = self.mean.to(x), self.std.to(x)
-        return (x - mean.reshape(shape)) / std.reshape(shape)
+        return (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Normalise:
+        super()._apply(fn, recurse)
+        self.mean, self.std = fn(self.mean), fn(self.std)
+        return self
 
 
 class Logistic(nn.Sequential):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
+import operator
 import os
 import platform
 import subprocess
@@ -82,7 +84,8 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
     Streams of different purposes (or rounds, or clients) are unrelated, unlike ``seed + round``,
     where client 1 of round 2 would see the draws of client 2 of round 1.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in (int(seed), *purpose))
+    parts = [part if isinstance(part, str) else operator.index(part) for part in (seed, *purpose)]
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
@@ -93,11 +96,27 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 @contextmanager
 def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Run a block (such as building a model) under its own seed; the global state is restored."""
-    # devices=[]: models are built on the CPU, so only the CPU's state needs to be kept.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(seed, *purpose))
+    """Run a block (building a model, dropout) under its own seed; the global state is restored.
+
+    Holds for the CPU and, where ``device()`` is a CUDA device, for that device.
+    """
+    chosen = device()
+    cuda = [chosen.index or 0] if chosen.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        number = derive_seed(seed, *purpose)
+        torch.default_generator.manual_seed(number)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(number)
         yield
+
+
+def finite_json(value: object) -> object:
+    """``value`` with infinities and NaN replaced by texts ("inf", "nan"): JSON knows neither."""
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def provenance() -> dict[str, object]:
@@ -127,13 +146,21 @@ def _device_name() -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit of this file's repository; "unknown" where the file is not in one (a wheel)."""
+    here = Path(__file__)
+    tracked = _git("ls-files", "--error-unmatch", here.name, folder=here.parent)
+    if tracked is None:  # an environment inside some other repository must not lend us its commit
+        return "unknown"
+    return _git("describe", "--always", "--dirty", "--abbrev=12", folder=here.parent) or "unknown"
+
+
+def _git(*words: str, folder: Path) -> str | None:
     try:
         answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return None
     return answer.stdout.strip()
 
 

@@ -73,3 +73,13 @@ def test_label_accuracy_counts_repeats():
     assert label_accuracy(truth, torch.tensor([1, 2, 2, 2])) == 0.5
     with pytest.raises(ValueError, match="label lists"):
         label_accuracy(truth, truth[:2])
+
+
+def test_scores_do_not_depend_on_the_dtype_of_the_truth(pictures):
+    truth, guess = pictures.half(), (pictures + 1e-4).clamp(0, 1)
+    assert torch.isfinite(psnr(truth, guess)).all()
+    with pytest.raises(ValueError, match="floating point"):
+        psnr((pictures * 0).long(), pictures)
+    with pytest.raises(ValueError, match="before any normalisation"):
+        psnr(pictures * math.nan, pictures)
+    assert float(ssim(pictures, pictures * math.nan).max()) == -1

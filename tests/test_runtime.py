@@ -96,3 +96,31 @@ def test_normalise_works_on_pictures_and_tables_and_refuses_a_zero_spread():
 
 def test_next_token_model_gives_logits():
     assert models.NextToken(88)(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 88)
+
+
+def test_a_seed_does_not_depend_on_the_kind_of_integer():
+    import numpy as np
+
+    assert runtime.derive_seed(0, "a", np.int64(3)) == runtime.derive_seed(0, "a", 3)
+    with pytest.raises(TypeError):
+        runtime.derive_seed(0.9)
+
+
+def test_the_commit_is_not_taken_from_a_repository_around_the_environment(monkeypatch, tmp_path):
+    import subprocess
+
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "runtime.py").write_text("")
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    assert runtime.provenance()["commit"] == "unknown"
+
+
+def test_normalise_refuses_what_it_would_spoil():
+    layer = models.Normalise([0.5] * 3, [0.2] * 3)
+    with pytest.raises(ValueError, match="uint8"):
+        layer(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="3 channels"):
+        layer(torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="one length"):
+        models.Normalise([0.5], [0.2, 0.2])
+    assert layer.double().mean.dtype == torch.float64
