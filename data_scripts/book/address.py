@@ -25,13 +25,14 @@ INSTALL = """```{{code-cell}} python
 import importlib.util, os, subprocess, sys
 
 address = "{address}"
-source = os.environ.get("FLCOURSE_SOURCE", address and f"git+{{address}}")
+default = address and f"git+{{address}}"
+source = os.environ.get("FLCOURSE_SOURCE", default)
 if importlib.util.find_spec("flcourse") is None:
     if not source:
-        raise ImportError("flcourse is missing: set FLCOURSE_SOURCE to your copy of the course")
-    # --no-deps: what the course needs is already there, and torch must not be reinstalled.
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
-    subprocess.run(command, check=True)
+        raise ImportError("no flcourse: set FLCOURSE_SOURCE to your copy of it")
+    # --no-deps: what the course needs is there; torch must not be reinstalled.
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", source]
+    subprocess.run(pip, check=True)
     importlib.invalidate_caches()
 ```
 """

@@ -4,8 +4,9 @@
     python -m data_scripts.book.cover
 
 The picture is the course in one line: a photo leaves its client as "only numbers", and comes
-together again where it was never meant to be seen. What comes together at the right is computed:
-the intro's leak, from the gradient of one linear layer. Only the stream between is an artist's.
+ends in the hands of an attacker, as a question: the intro gives the answer right below its cover.
+The card for links shows it already: the intro's leak, computed from the gradient of one linear
+layer. Only the stream between is an artist's.
 """
 
 from __future__ import annotations
@@ -75,9 +76,14 @@ def stream(axes: Axes, colours: np.ndarray, start: np.ndarray, end: np.ndarray) 
     axes.add_collection(PatchCollection(squares, facecolors=np.concatenate(shades), linewidths=0))
 
 
-def photo(axes: Axes, colours: np.ndarray, corners: np.ndarray, frame: str) -> None:
-    """Draw one photo pixel by pixel in a coloured frame."""
+def photo(axes: Axes, colours: np.ndarray | None, corners: np.ndarray, frame: str) -> None:
+    """Draw one photo pixel by pixel in a coloured frame; without colours, a question mark."""
     step = SIDE / 32
+    centre = corners.mean(axis=0) + step / 2
+    if colours is None:
+        look = {"family": "IBM Plex Serif SemiBold", "weight": 600, "color": frame}
+        axes.text(*centre, "?", fontsize=125, ha="center", va="center", **look)
+        colours = np.broadcast_to(matplotlib.colors.to_rgb(INK), (len(corners), 3))
     squares = [Rectangle(tuple(corner), step, step) for corner in corners]
     axes.add_collection(
         PatchCollection(squares, facecolors=colours, edgecolors=colours, linewidths=0.3)
@@ -93,8 +99,8 @@ def colours_of(picture: Tensor) -> np.ndarray:
     return picture[0].permute(1, 2, 0).reshape(-1, 3).clamp(0, 1).numpy()
 
 
-def draw(axes: Axes, shift: float = 0.0) -> None:
-    """The whole scene on axes of 14 units across."""
+def draw(axes: Axes, shift: float = 0.0, *, answer: bool) -> None:
+    """The whole scene on axes of 14 units across, with what the attacker got where told to."""
     private, _, recovered = leak()
     colours = colours_of(private)
     start, end = pixels(1.75, 0.6 + shift), pixels(10.35, 0.6 + shift)
@@ -105,7 +111,7 @@ def draw(axes: Axes, shift: float = 0.0) -> None:
     axes.plot([0.95, 1.62], [middle, middle], color=CLIENT, linewidth=2)
     stream(axes, colours, start, end)
     photo(axes, colours, start, CLIENT)
-    photo(axes, colours_of(recovered), end, ATTACKER)
+    photo(axes, colours_of(recovered) if answer else None, end, ATTACKER)
 
 
 def canvas(width: float, height: float) -> tuple[plt.Figure, Axes]:
@@ -129,7 +135,7 @@ def cover() -> None:
     """The wide picture above the intro's title: 1400 x 420."""
     figure, axes = canvas(14, 4.2)
     axes.set(xlim=(0, 14), ylim=(0, 4.2))
-    draw(axes)
+    draw(axes, answer=False)
     save(figure, "cover.png", 100)
 
 
@@ -137,7 +143,7 @@ def social() -> None:
     """The card that a link to the course shows: 1200 x 630, with the title."""
     figure, axes = canvas(12, 6.3)
     axes.set(xlim=(0, 14), ylim=(0, 7.35))
-    draw(axes, shift=0.25)
+    draw(axes, shift=0.25, answer=True)
     title = {"family": "IBM Plex Serif SemiBold", "weight": 600, "color": PAPER}
     axes.text(0.6, 6.45, "Federated Learning,", fontsize=41, va="center", **title)
     axes.text(0.6, 5.5, "Attacked and Defended", fontsize=41, va="center", **title)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from myst_nb.sphinx_ import HideCodeCellNode
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import ExtensionMetadata
@@ -38,8 +37,8 @@ from data_scripts.book.outline import PARTS
 CARDS = frozenset("threat-model predict formula pitfall result try-it ledger running-case".split())
 COVER = (
     '<figure class="flc-cover"><img src="../_static/cover.png" width="1400" height="420" alt="'
-    "Five clients around a server. A photo held by one client turns into rows of numbers on the "
-    'way to the server, which puts the photo together again."></figure>'
+    "One of five clients holds a photo. On its way out the photo turns into a stream of grey "
+    'numbers, which ends in a dark frame with a question mark."></figure>'
 )
 # What the theme and its extensions put into pages, and what these pages have in its place.
 MENDED = (
@@ -94,12 +93,18 @@ def style_cards(app: Sphinx, doctree: nodes.document) -> None:
         if isinstance(lead, nodes.strong) and slug(lead.astext()) in CARDS:
             quote["classes"] += ["flc-card", f"flc-card-{slug(lead.astext())}"]
             lead["classes"].append("flc-lead")
-            drop_dash(paragraph, paragraph.index(lead) + 1)
+            place = paragraph.index(lead) + 1
+            drop_dash(paragraph, place)
+            words = "".join(child.astext() for child in paragraph.children[place:])
+            if words.strip().lower().startswith("nobody attacks"):
+                quote["classes"].append("flc-card-calm")  # vermilion is for attackers alone
 
 
 def name_install_cell(app: Sphinx, doctree: nodes.document) -> None:
     """Say on the folded install cell what it is, so that readers of the page can pass it by."""
-    for node in doctree.findall(HideCodeCellNode):
+    for node in doctree.findall(nodes.container):
+        if node.get("nb_element") != "cell_code" or not node.get("hide_mode"):
+            continue
         if any(MARK in block.astext() for block in node.findall(nodes.literal_block)):
             node["prompt_show"] = "Install the course (needed in Colab only)"
 
@@ -120,14 +125,14 @@ def strip_html(name: str) -> str:
     facts = [fact("Read", f"{minutes} min")]
     if run:
         seconds = max(5, math.ceil(run["seconds"] / 5) * 5)
-        profile = "a laptop" if run["provenance"]["device"] == "cpu" else "a GPU"
-        facts.append(fact("Run", f"under {seconds} s on {profile}"))
+        profile = "laptop" if run["provenance"]["device"] == "cpu" else "GPU"
+        facts.append(fact("Run", f"≤ {seconds} s, {profile}"))
     facts.append(fact("Level", dots + DIFFICULTY[level]))
     if "data" in about:
         facts.append(fact("Data", f"<code>{escape(str(about['data']))}</code>"))
     if run.get("claims"):
         number = len(run["claims"])
-        words = "claim checked" if number == 1 else "claims checked"
+        words = "claim" if number == 1 else "claims"
         link = f'<a href="status.html#{slug_id(name)}">{number} {words}</a>'
         facts.append(fact("Proof", link, "claims"))
     links = [f'<a class="flc-button" href="{name}.ipynb" download>Notebook</a>']
