@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from docutils import nodes
 
 from data_scripts import lower_bounds
 from data_scripts.book import address, common, execute, extension, outline, pairs, tables
@@ -185,6 +186,34 @@ def test_card_names():
     assert extension.slug("Try it.") == "try-it"
     style = (ROOT / "assets" / "flcourse.css").read_text(encoding="utf-8")
     assert all(f"flc-card-{name}" in style for name in extension.CARDS)
+
+
+def test_a_card_without_attacker_is_calm():
+    texts = ("Nobody attacks. All is well.", "a server that nobody attacks")
+    page = nodes.document(None, None)
+    for text in texts:
+        lead = nodes.strong("", "Threat model")
+        paragraph = nodes.paragraph("", "", lead, nodes.Text(f" — {text}"))
+        page += nodes.block_quote("", paragraph)
+    extension.style_cards(None, page)
+    found = ["flc-card-calm" in quote["classes"] for quote in page.findall(nodes.block_quote)]
+    assert found == [True, False]
+
+
+def test_the_install_cell_is_named_before_it_is_folded():
+    code = nodes.literal_block("", address.install_cell(""))
+    look = {"nb_element": "cell_code", "hide_mode": "input", "prompt_show": "Show the code"}
+    cell = nodes.container("", code, **look)
+    other = nodes.container("", nodes.literal_block("", "1 + 1"), **look)
+    page = nodes.document(None, None)
+    page += [cell, other]
+    extension.name_install_cell(None, page)
+    assert cell["prompt_show"].startswith("Install the course")
+    assert other["prompt_show"] == "Show the code"
+
+
+def test_the_install_cell_fits_the_column():
+    assert max(map(len, address.install_cell("").splitlines())) <= 80
 
 
 def test_minutes_to_read_counts_prose_and_code():

@@ -20,6 +20,7 @@ from flcourse.exercises import check
 from flcourse.exercises import exercises as registered
 from tests.chapter_source import (
     NUMBERED,
+    PYTHON,
     SOURCES,
     Exercise,
     cells,
@@ -29,6 +30,7 @@ from tests.chapter_source import (
 )
 
 LONGEST_CELL = 30
+LONGEST_LINE = 80
 FIXED = (
     "What you will be able to do",
     "Set-up",
@@ -129,6 +131,16 @@ def test_code_cells_are_short_and_spaced_by_prose(case):
         assert len(cell.source.splitlines()) <= LONGEST_CELL, cell.source[:200]
         run += "hide-input" not in cell.metadata.get("tags", [])
         assert run <= 2, f"three code cells in a row, the last: {cell.source[:200]}"
+
+
+@each(SOURCES)
+def test_code_lines_fit_the_column(case):
+    """A longer line is cut off at the column's edge; a reader must scroll to see its end."""
+    blocks = [cell.source for cell in cells(case) if cell.cell_type == "code"]
+    code = "\n".join(
+        [block for block in blocks if MARK not in block] + PYTHON.findall(text_of(case))
+    )
+    assert [line for line in code.splitlines() if len(line) > LONGEST_LINE] == []
 
 
 @each(SOURCES)

@@ -70,6 +70,19 @@ def test_every_picture_has_alt_text(page):
     assert bare == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_no_dead_progress_bar(page):
+    """A bar that once moved says nothing on a page."""
+    text = (BOOK / f"{page}.html").read_text(encoding="utf-8")
+    assert not re.search(r"it/s\]|\b0%\|", text), "run the chapters with FLCOURSE_PROGRESS=0"
+
+
+def test_install_cell_says_what_it_is(book):
+    """The folded first cell of a chapter can be passed by without opening it."""
+    for page in sorted((book / "chapters").glob("[0-9][0-9]_*.html")):
+        assert "Install the course (needed in Colab only)" in page.read_text(encoding="utf-8")
+
+
 def shown(page) -> str:
     """The source of the picture that the page's first control shows now."""
     return page.evaluate(
