@@ -226,7 +226,8 @@ def train(
     FedSGD is ``epochs=1, batch_size=None``; FedProx is ``proximal > 0``; server momentum
     ``v ← β·v + step`` (FedAvgM, Hsu et al. 2019) is ``server_momentum=β``.
     ``on_round(record, checkpoint)`` is called after each round; a run that is given one of these
-    checkpoints as ``resume`` goes on with the next round and ends with the same model.
+    checkpoints as ``resume`` goes on with the next round and ends with the same model; its history
+    holds the rounds still to do.
 
     Source: McMahan et al. 2017, Algorithm 1. Chapter 01.
     Raises ``ValueError`` for options outside their range, a ``transform`` or ``aggregate`` whose
@@ -327,9 +328,9 @@ def _check_server(
 ) -> None:
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be at least 1")
-    if resume is not None and resume.round >= rounds:
+    if resume is not None and resume.round > rounds:
         raise ValueError(
-            f"{resume.round} rounds are done already: ask for more than rounds={rounds}"
+            f"{resume.round} rounds are done already: rounds={rounds} is fewer"
         )
     if not (server_lr > 0 and math.isfinite(server_lr)):
         raise ValueError(f"server_lr={server_lr} must be a positive number")

@@ -19,8 +19,8 @@ RIGHT = {
     "01.3": ch01.trained(),
     "01.4": lambda num_values, clients, rounds: 8 * num_values * clients * rounds / 1e6,
     "02.1": lambda w, b: w[b.abs().argmax()] / b[b.abs().argmax()],
-    "02.2": ch02.RIGHT,
-    "02.3": lambda m, o, t: (m < t).float().mean() - (o < t).float().mean(),
+    "02.3": ch02.RIGHT,
+    "02.2": lambda m, o, t: (m < t).float().mean() - (o < t).float().mean(),
 }
 
 
@@ -39,8 +39,8 @@ def test_a_right_answer_passes(id: str) -> None:
 def test_other_right_answers_pass() -> None:
     assert check("01.1", lambda rows, weights: weights.float() / weights.sum() @ rows).passed
     assert check("02.1", lambda w, b: b @ w / b.dot(b)).passed, "least squares over all rows"
-    assert check("02.2", {k.title(): list(v) for k, v in ch02.RIGHT.items()}).passed
-    assert check("02.3", lambda m, o, t: float((m < t).double().mean() - (o < t).double().mean()))
+    assert check("02.3", {k.title(): list(v) for k, v in ch02.RIGHT.items()}).passed
+    assert check("02.2", lambda m, o, t: float((m < t).double().mean() - (o < t).double().mean()))
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_stub_fails_with_help(id: str) -> None:
     for stub in (None, ..., lambda *args: None, lambda *args: ..., todo, lambda *a: ... + 1):
         result = check(id, stub)
         assert not result.passed
-        if id != "02.2":
+        if id != "02.3":
             assert "fill" in result.message or "replace" in result.message, result.message
 
 

@@ -109,7 +109,7 @@ LAYERS = tuple(_REASONS)
 
 
 @exercise(
-    "02.2",
+    "02.3",
     title="who is stopped by what",
     takes="value",
     hints=(
@@ -164,7 +164,7 @@ def _explained(cell: tuple[str, str]) -> str:
 
 
 @exercise(
-    "02.3",
+    "02.2",
     title="the advantage of a membership guess",
     hints=(
         "The rule says 'member' where the loss is below the threshold. Which part of the members "

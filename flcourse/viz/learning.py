@@ -179,7 +179,7 @@ def client_drift(
         axes.contour(fine_x, fine_y, loss, levels, colors=[colour], linewidths=1.1)
         lowest = np.unravel_index(loss.argmin(), loss.shape)
         valleys.append((float(fine_x[lowest[1]]), float(fine_y[lowest[0]])))
-        holds_average.append(_nearest(fine_x, fine_y, loss, points["average"]) <= levels[-1])
+        holds_average.append(_between(fine_x, fine_y, loss, points["average"]) <= levels[-1])
     start = points["global"]
     for end in ("A", "B"):
         axes.annotate("", points[end], xytext=start, arrowprops=_ARROW)
@@ -194,12 +194,13 @@ def client_drift(
     axes.set(xlabel="distance in weight space", ylabel="distance in weight space", aspect="equal")
     axes.grid(False)
     axes.locator_params(nbins=5)
-    at = {key: [_nearest(x, y, loss, place) for loss in losses] for key, place in points.items()}
-    text = (
-        f"Shaded: where each client's own loss is low. At its own model {names[0]} has loss "
-        f"{at['A'][0]:.2f}, at the average {at['average'][0]:.2f}; {names[1]} has "
-        f"{at['B'][1]:.2f} and {at['average'][1]:.2f}."
-    )
+    at = {key: [_between(x, y, loss, place) for loss in losses] for key, place in points.items()}
+    own = [
+        f"{name}: {at['global'][k]:.1f} at the global model, {at[key][k]:.1f} at its own, "
+        f"{at['average'][k]:.1f} at the average"
+        for k, (key, name) in enumerate(zip("AB", names, strict=True))
+    ]
+    text = f"Shaded: where each client's own loss is low. Loss of {'; of '.join(own)}."
     ways = [_way(start, valley, float(np.ptp(x))) for valley in valleys]
     held = [name for name, holds in zip(names, holds_average, strict=True) if holds]
     alt = (
@@ -328,8 +329,8 @@ def _beside(axes: Axes, point: tuple[float, float], text: str, *, above: bool) -
     )  # fmt: skip
 
 
-def _nearest(x: np.ndarray, y: np.ndarray, loss: np.ndarray, point: tuple[float, float]) -> float:
-    return float(loss[np.abs(y - point[1]).argmin(), np.abs(x - point[0]).argmin()])
+def _between(x: np.ndarray, y: np.ndarray, loss: np.ndarray, point: tuple[float, float]) -> float:
+    return float(RectBivariateSpline(y, x, loss)(point[1], point[0])[0, 0])
 
 
 def _way(start: tuple[float, float], end: tuple[float, float], width: float) -> str:

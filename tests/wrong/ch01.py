@@ -34,6 +34,12 @@ def one_share_for_all(labels, num_clients, alpha, rng):
     return split(labels, num_clients, alpha, rng, per_class=False)
 
 
+def one_share_for_shuffled_samples(labels, num_clients, alpha, rng):
+    shares = rng.dirichlet([alpha] * num_clients)
+    cuts = (np.cumsum(shares)[:-1] * len(labels)).round().astype(int)
+    return [torch.as_tensor(part) for part in np.split(rng.permutation(len(labels)), cuts)]
+
+
 def remainder_lost(labels, num_clients, alpha, rng):
     return split(labels, num_clients, alpha, rng, lose=True)
 
@@ -92,6 +98,10 @@ def trained(**slip):
     return local_sgd
 
 
+def generator_ignored(model, inputs, labels, epochs, batch_size, lr, generator):
+    return trained()(model, inputs, labels, epochs, batch_size, lr, None)
+
+
 def flipped(*args):
     local, start = train(*args)
     return start - local
@@ -140,6 +150,7 @@ WRONG = {
     ],
     "01.2": [
         ("shares once, not per class", one_share_for_all, "same mix of labels"),
+        ("shares once, samples shuffled", one_share_for_shuffled_samples, "same mix of labels"),
         ("remainder dropped", remainder_lost, "belong to no client"),
         ("with replacement", with_replacement, "more than one client"),
         ("alpha ignored", alpha_ignored, "alpha = 10,000"),
@@ -155,6 +166,7 @@ WRONG = {
         ("drops the last batch", trained(drop_last=True), "4, 4 and 2"),
         ("one epoch only", trained(one_epoch=True), "loop over epochs"),
         ("one order for all epochs", trained(one_order=True), "same order"),
+        ("generator ignored", generator_ignored, "generator=generator"),
         ("summed loss", trained(summed=True), "summed over the batch"),
         ("batches with replacement", with_replaced_batches, "repeats some"),
     ],

@@ -23,7 +23,7 @@ WRONG = {
         ("multiplied", lambda w, b: w[b.abs().argmax()] * b[b.abs().argmax()], "multiply"),
         ("kept dimension", lambda w, b: (w / b[:, None])[b.abs().argmax()][None], "shape"),
     ],
-    "02.2": [
+    "02.3": [
         ("encryption stops the server",
          RIGHT | {"transport encryption": {"network", "curious server"}}, "it decrypts"),
         ("secure aggregation stops a malicious server",
@@ -42,7 +42,7 @@ WRONG = {
         ("a layer missing", {k: v for k, v in RIGHT.items() if k != "clipping"}, "is missing"),
         ("half filled", RIGHT | {"clipping": ...}, "not filled in"),
     ],
-    "02.3": [
+    "02.2": [
         ("sign turned", lambda m, o, t: (o < t).float().mean() - (m < t).float().mean(),
          "sign is turned"),
         ("hits only", lambda m, o, t: (m < t).float().mean(), "false alarms"),
