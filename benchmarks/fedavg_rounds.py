@@ -23,8 +23,9 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,13 @@ SETTINGS = {
 TOLERANCE = 1e-4  # of the distance that training went: float32 sums in another order
 
 
+class Took(NamedTuple):
+    """What a round took: seconds on the clock, and CPU seconds over all processes."""
+
+    clock: float
+    cpu: float
+
+
 class Peer:
     """Flower in its own environment; it does a round when asked to."""
 
@@ -67,6 +75,7 @@ class Peer:
         self.timer = threading.Timer(limit, self.stop)
         self.timer.start()
         self.answer()  # round 0: it is up, and waits
+        self.up = time.perf_counter() - self.started
 
     def answer(self) -> float | None:
         """Seconds of the round that just ended; None when it was stopped."""
@@ -76,15 +85,29 @@ class Peer:
                 return float(json.loads(line.removeprefix(MARK))["seconds"])
         return None
 
-    def round(self) -> float | None:
-        """One more round: its seconds, or None."""
+    def round(self) -> Took | None:
+        """One more round, or None."""
         assert self.process.stdin is not None
+        before = self.cpu()
         try:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return None
-        return self.answer()
+        seconds = self.answer()
+        return None if seconds is None else Took(seconds, self.cpu() - before)
+
+    def cpu(self) -> float:
+        """CPU seconds so far of Flower and of all processes below it."""
+        total = 0.0
+        try:
+            process = psutil.Process(self.process.pid)
+            for one in (process, *process.children(recursive=True)):
+                times = one.cpu_times()
+                total += times.user + times.system
+        except psutil.NoSuchProcess:  # it was stopped
+            return total
+        return total
 
     def stop(self) -> None:
         """The limit is over. Ray's processes end with the one that started them."""
@@ -108,15 +131,15 @@ class Peer:
 
 def one_round(
     model: nn.Module, clients: list[Client], setting: Setting, number: int, engine: str
-) -> float:
-    """One round with everybody; its seconds."""
-    started = time.perf_counter()
+) -> Took:
+    """One round with everybody."""
+    started, before = time.perf_counter(), time.process_time()
     rows, weights = local_updates(
         model, clients, epochs=setting.epochs, batch_size=setting.batch_size, lr=setting.lr,
         seed=setting.seed, round=number, engine=engine,
     )  # fmt: skip
     apply_update(model, mean(rows, weights))
-    return time.perf_counter() - started
+    return Took(time.perf_counter() - started, time.process_time() - before)
 
 
 def first_round(setting: Setting) -> float:
@@ -137,20 +160,20 @@ def measure(setting: Setting, rounds: int, limit: float, *, flower: bool) -> dic
     """One setting: all rounds of all competitors, taking turns."""
     clients, start = make_clients(setting), flatten(make_model(setting))
     models = {engine: make_model(setting) for engine in ENGINES}
-    seconds: dict[str, list[float]] = {name: [] for name in (*ENGINES, "flower")}
+    took: dict[str, list[Took]] = {name: [] for name in (*ENGINES, "flower")}
     first = {"flcourse": first_round(setting)}
     ends = {}
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(setting, rounds + 1, Path(folder), limit) if flower else None
         for number in range(1, rounds + 2):
             for name in ENGINES if number % 2 else ENGINES[::-1]:
-                seconds[name].append(one_round(models[name], clients, setting, number, name))
+                took[name].append(one_round(models[name], clients, setting, number, name))
             if peer is not None:
-                taken = peer.round()
-                if number == 1 and taken is not None:
-                    first["flower"] = time.perf_counter() - peer.started
-                if taken is not None:
-                    seconds["flower"].append(taken)
+                turn = peer.round()
+                if number == 1 and turn is not None:
+                    first["flower"] = peer.up + turn.clock
+                if turn is not None:
+                    took["flower"].append(turn)
         if peer is not None:
             peer.close()
             if peer.result.exists():
@@ -161,7 +184,8 @@ def measure(setting: Setting, rounds: int, limit: float, *, flower: bool) -> dic
     return {
         **vars(setting),
         "auto": _engine("auto", make_model(setting), clients, setting.batch_size),
-        "seconds": {name: taken[1:] for name, taken in seconds.items()},
+        "seconds": {name: [t.clock for t in turns[1:]] for name, turns in took.items()},
+        "cpu_seconds": {name: [t.cpu for t in turns[1:]] for name, turns in took.items()},
         "seconds_to_end_of_round_1": first,
         "flower_finished": ("flower" in ends) if flower else None,
         "difference": differences(ends, start),
@@ -187,7 +211,7 @@ def row(entry: dict[str, Any], limit: float) -> dict[str, Any]:
     """One line of the status page's table."""
     seconds = entry["seconds"]
     loop, batched, flower = seconds["loop"], seconds["batched"], seconds["flower"]
-    ours = seconds[entry["auto"]]
+    cpu, auto = entry["cpu_seconds"], entry["auto"]
     first = entry["seconds_to_end_of_round_1"]
     missing = "not run" if entry["flower_finished"] is None else f"not finished in {limit:.0f} s"
     return {
@@ -197,8 +221,9 @@ def row(entry: dict[str, Any], limit: float) -> dict[str, Any]:
         "batched, rounds/s": rate(batched),
         "Flower, rounds/s": rate(flower) if flower else missing,
         "batched ÷ loop": ratio(loop, batched),
-        "auto takes": entry["auto"],
-        "auto ÷ Flower": ratio(flower, ours) if flower else missing,
+        "auto takes": auto,
+        "auto ÷ Flower": ratio(flower, seconds[auto]) if flower else missing,
+        "the same in CPU seconds": ratio(cpu["flower"], cpu[auto]) if flower else missing,
         "start to end of round 1, ours": f"{first['flcourse']:.1f} s",
         "Flower's": f"{first['flower']:.1f} s" if "flower" in first else missing,
     }
