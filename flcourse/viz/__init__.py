@@ -4,7 +4,7 @@ A call takes plain data and returns a ``Figure`` whose HTML is a ``<figure>``; a
 are computed from the data that is drawn. ``base`` holds the house style.
 """
 
-from flcourse.viz.base import COLOURS, INK, Figure, HtmlFigure, house_style, new_figure
+from flcourse.viz.base import COLOURS, INK, SERIES, Figure, HtmlFigure, house_style, new_figure
 from flcourse.viz.diagrams import (
     adversary_map,
     federation_diagram,
@@ -23,6 +23,7 @@ from flcourse.viz.learning import (
 __all__ = [
     "COLOURS",
     "INK",
+    "SERIES",
     "Figure",
     "HtmlFigure",
     "accuracy_against_megabytes",
