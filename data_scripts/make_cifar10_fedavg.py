@@ -85,10 +85,16 @@ def main() -> None:
         for how, records in runs.items()
     }
     results["probe_loss"] = [probe(split, seed) for seed in PROBE_SEEDS]
-    config = dict(
-        SETTING, model="Normalise, SimpleCNN", rounds=ROUNDS, num_clients=NUM_CLIENTS, fraction=1.0,
-        alpha=ALPHA, seed=SEED, probe_seeds=PROBE_SEEDS, device=str(device()),
-    )  # fmt: skip
+    config = SETTING | {
+        "model": "Normalise, SimpleCNN",
+        "rounds": ROUNDS,
+        "num_clients": NUM_CLIENTS,
+        "fraction": 1.0,
+        "alpha": ALPHA,
+        "seed": SEED,
+        "probe_seeds": PROBE_SEEDS,
+        "device": str(device()),
+    }
     print(save_stored("cifar10_fedavg", config=config, results=results))
 
 

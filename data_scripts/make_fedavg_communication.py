@@ -38,10 +38,16 @@ def main() -> None:
         entry = results.setdefault(f"{how} E={epochs}", {"accuracy": []})
         entry["accuracy"].append(history.accuracy)
         entry["megabytes"] = history.megabytes
-    config = dict(
-        seeds=SEEDS, num_clients=NUM_CLIENTS, alpha=ALPHA, batch_size=BATCH_SIZE, lr=LR,
-        rounds=ROUNDS, data="glyphs", model="MLP",
-    )  # fmt: skip
+    config = {
+        "seeds": SEEDS,
+        "num_clients": NUM_CLIENTS,
+        "alpha": ALPHA,
+        "batch_size": BATCH_SIZE,
+        "lr": LR,
+        "rounds": ROUNDS,
+        "data": "glyphs",
+        "model": "MLP",
+    }
     print(save_stored("fedavg_communication", config=config, results=results))
 
 

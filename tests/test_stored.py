@@ -1,4 +1,4 @@
-"""Every stored result is recomputed in one small cell: a result that the code no longer gives fails."""
+"""Every stored result is recomputed in one small cell: what the code no longer gives fails."""
 
 import importlib.util
 import os
@@ -30,6 +30,17 @@ def communication():
     assert made.seeds == list(maker.SEEDS)
 
 
+def variations():
+    made, maker = stored("fedavg_variations"), script("fedavg_variations")
+    options = maker.CHANGES["server momentum, β = 0.5"]
+    again = maker.cell("dirichlet", seed=2, **options).accuracy[-1]
+    assert again == pytest.approx(made["dirichlet, server momentum, β = 0.5"][2], abs=0.02)
+    assert set(made.data) == {
+        *(f"{how}, {change}" for how in ("iid", "dirichlet") for change in maker.CHANGES),
+        *(f"alpha={alpha:g}" for alpha in maker.ALPHAS),
+    }
+
+
 def cifar10():
     if not (SHARED / "cifar-10-batches-py").is_dir():
         pytest.skip(f"CIFAR-10 is not in {SHARED}: set FLCOURSE_SHARED_DATA to its folder")
@@ -39,7 +50,11 @@ def cifar10():
     assert again == pytest.approx(made["probe_loss"][0], abs=max(spread, 0.01))
 
 
-RECOMPUTE = {"fedavg_communication": communication, "cifar10_fedavg": cifar10}
+RECOMPUTE = {
+    "fedavg_communication": communication,
+    "fedavg_variations": variations,
+    "cifar10_fedavg": cifar10,
+}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
