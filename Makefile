@@ -38,7 +38,7 @@ check: $(STAMP)  ## look at the built book in a browser (after make book; needs 
 	$(BIN)/python -m pytest tests/browser -m browser $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy
-	$(BIN)/ruff check flcourse data_scripts tests
+	$(BIN)/ruff check flcourse data_scripts tests benchmarks
 	$(BIN)/mypy
 
 sync: $(STAMP)  ## write chapters/NAME.ipynb from chapters/NAME.md
