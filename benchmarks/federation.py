@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from flcourse.data import Client, load_dataset, partition
@@ -21,14 +22,20 @@ class Setting:
     batch_size: int = 32
     lr: float = 0.05
     seed: int = 0
+    dtype: str = "float32"
 
 
 def make_clients(setting: Setting) -> list[Client]:
     """Glyphs, dealt at random: `num_clients` clients with `samples` samples each."""
     train, _ = load_dataset("glyphs", num_train=setting.num_clients * setting.samples, num_test=1)
-    return partition(train, "iid", setting.num_clients, seed=setting.seed)
+    dtype = getattr(torch, setting.dtype)
+    return [
+        Client(client.index, client.inputs.to(dtype), client.labels)
+        for client in partition(train, "iid", setting.num_clients, seed=setting.seed)
+    ]
 
 
 def make_model(setting: Setting) -> nn.Module:
     """The start that all competitors share."""
-    return {"MLP": MLP, "LightCNN": LightCNN}[setting.model](seed=setting.seed)
+    model = {"MLP": MLP, "LightCNN": LightCNN}[setting.model](seed=setting.seed)
+    return model.to(getattr(torch, setting.dtype))

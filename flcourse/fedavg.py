@@ -171,7 +171,8 @@ def mean(rows: Tensor, weights: Tensor) -> Tensor:
         raise ValueError(
             f"the weights {weights.tolist()} must be finite, none negative, at least one positive"
         )
-    shares = (weights / weights.sum()).to(rows)[:, None]
+    exact = weights.to(torch.promote_types(weights.dtype, rows.dtype))
+    shares = (exact / exact.sum()).to(rows)[:, None]
     # Sums in pairs, where a matrix product adds one by one: 10⁶ rows stay exact to rounding.
     return torch.cat([(shares * part).sum(dim=0) for part in rows.split(_COLUMNS_AT_ONCE, dim=1)])
 
