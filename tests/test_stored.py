@@ -47,7 +47,8 @@ def cifar10():
     made, maker = stored("cifar10_fedavg"), script("cifar10_fedavg")
     again = maker.probe(load_dataset("cifar10", root=SHARED), seed=0)
     spread = np.std(made["probe_loss"])
-    assert again == pytest.approx(made["probe_loss"][0], abs=max(spread, 0.01))
+    assert max(made["probe_loss"]) < 2.2  # guessing has ln 10 = 2.303: the probe does learn
+    assert again == pytest.approx(made["probe_loss"][0], abs=2 * spread)
 
 
 RECOMPUTE = {
