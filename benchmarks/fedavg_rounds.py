@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=150, help="seconds for Flower a setting")
     parser.add_argument("--no-flower", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="10 clients, one model: does it run?")
+    parser.add_argument("--remark", default="", help="a sentence about the machine, for the note")
     parser.add_argument("--first", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -293,7 +294,8 @@ def main() -> None:
         "one thread each. Medians over rounds that took turns (least–most); ratios within a turn. "
         "Round 1, with imports and start-up in a fresh process, stands apart. All three train the "
         f"same global model: after 3 rounds in float64 they differ by {worst(oracles):.0e} of the "
-        f"distance that training went, after all rounds in float32 by {worst(entries):.0e}.",
+        f"distance that training went, after all rounds in float32 by {worst(entries):.0e}. "
+        f"{options.remark}".rstrip(),
         "provenance": provenance() | {"flower": flower_versions() if flower else None},
         "load_average_before": round(load, 2),
         "rows": [row(entry, options.limit) for entry in entries],
