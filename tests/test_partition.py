@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flcourse.data import Client, Dataset, load_dataset, partition, partition_indices
-from flcourse.data.partition import split_dirichlet, split_quantity
+from flcourse.data.partition import split_dirichlet, split_iid, split_quantity
 
 WAYS = ("iid", "dirichlet", "shards", "quantity", "writer")
 
@@ -167,6 +167,11 @@ def test_quantity_mixes_labels_alike_but_not_sizes():
 def test_what_cannot_be_done_is_refused_with_the_reason(request_, reason):
     with pytest.raises(ValueError, match=reason):
         partition(dataset(20), **request_)
+
+
+def test_a_split_called_alone_refuses_empty_clients_too():
+    with pytest.raises(ValueError, match="no client may be empty"):
+        split_iid(2, 4, seed=0)
 
 
 def test_a_data_set_without_writers_says_so():

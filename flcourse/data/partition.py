@@ -73,7 +73,12 @@ def partition_indices(
 
 
 def split_iid(num_samples: int, num_clients: int, seed: int) -> list[Tensor]:
-    """Shuffle and cut into `num_clients` pieces whose sizes differ by at most one."""
+    """Shuffle and cut into `num_clients` pieces whose sizes differ by at most one.
+
+    Raises:
+        ValueError: if there are more clients than samples.
+    """
+    _check_counts(num_samples, num_clients)
     order = torch.randperm(num_samples, generator=generator(seed, "partition", "iid"))
     return list(order.tensor_split(num_clients))
 
