@@ -220,6 +220,8 @@ def train(
 ) -> History:
     """Run federated averaging and return its history; ``model`` is trained in place.
 
+    It is trained on ``device()`` and comes back to the device that it was on.
+
     A round is ``sample_clients``, ``local_updates``, ``transform``, ``aggregate``,
     ``apply_update``; then the model is tested on all of ``test``.
     ``transform(rows, context)`` returns rows of the same shape ``[n, d]``;
@@ -235,7 +237,7 @@ def train(
     result has the wrong shape, and as ``local_updates`` and ``apply_update`` do.
     """
     _check_server(rounds, server_lr, server_momentum, resume)
-    target = device()
+    target, home = device(), next(model.parameters()).device
     model.to(target)
     clients = [client.to(target) for client in clients]
     test = test.to(target)
@@ -276,6 +278,7 @@ def train(
         history.rounds.append(record)
         if on_round is not None:
             on_round(record, Checkpoint(number, flatten(model).cpu(), velocity.cpu()))
+    model.to(home)
     return history
 
 
@@ -294,12 +297,14 @@ def evaluate(
     if not len(data):
         raise ValueError("there is nothing to evaluate on: the data set is empty")
     modes = {module: module.training for module in model.modules()}
+    target = next(model.parameters()).device
     model.eval()
     try:
         correct, total = 0, 0.0
         for inputs, labels in zip(
             data.inputs.split(batch_size), data.labels.split(batch_size), strict=True
         ):
+            inputs, labels = inputs.to(target), labels.to(target)
             outputs = model(inputs)
             correct += int((_predictions(outputs) == labels).sum())
             total += float(per_sample(loss or cross_entropy, outputs, labels).sum())
@@ -330,9 +335,7 @@ def _check_server(
     if rounds < 1:
         raise ValueError(f"rounds={rounds} must be at least 1")
     if resume is not None and resume.round > rounds:
-        raise ValueError(
-            f"{resume.round} rounds are done already: rounds={rounds} is fewer"
-        )
+        raise ValueError(f"{resume.round} rounds are done already: rounds={rounds} is fewer")
     if not (server_lr > 0 and math.isfinite(server_lr)):
         raise ValueError(f"server_lr={server_lr} must be a positive number")
     if not 0 <= server_momentum < 1:

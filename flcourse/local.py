@@ -45,7 +45,8 @@ def local_updates(
     """Train a copy of ``model`` on each client: updates ``[n, d]`` and sample counts ``[n]``.
 
     Row ``k`` is ``local_k - global`` after ``epochs`` passes of SGD over client ``k``'s samples in
-    batches of ``batch_size`` (``None``: all samples, one batch). ``model`` itself is not changed.
+    batches of ``batch_size`` (``None``: all samples, one batch). ``model`` itself is not changed;
+    the samples are moved to its device.
     ``proximal`` is FedProx's mu: the local loss gains ``mu/2 · ‖w - w_global‖²`` (Li et al. 2020).
     ``loss(outputs, labels)`` gives one loss per sample, ``[b]``; the default is cross-entropy.
     The order of samples follows from ``seed``, ``round`` and the client's index: a loop of one's
@@ -61,8 +62,10 @@ def local_updates(
     options = _Local(epochs, batch_size, lr, momentum, proximal, loss or cross_entropy, seed, round)
     options.check()
     _check_cohort(model, cohort)
+    target = next(model.parameters()).device
+    cohort = [client.to(target) for client in cohort]
     weights = torch.tensor([float(len(client)) for client in cohort])
-    rows = _train_cohort(_engine(engine, model, cohort, batch_size), engine, model, cohort, options)
+    rows = _train_cohort(engine, model, cohort, options)
     return rows, weights.to(rows.device)
 
 
@@ -136,8 +139,8 @@ def _train_one(model: nn.Module, client: Client, options: _Local) -> Tensor:
     # Dropout draws from the global stream: give each client its own, and leave the caller's alone.
     with seeded(options.seed, "dropout", options.round, client.index):
         for chosen in options.batches(client):
-            chosen = chosen.to(client.inputs.device)
             optimiser.zero_grad()
+            chosen = chosen.to(client.inputs.device)
             outputs = local(client.inputs[chosen])
             per_sample(options.loss, outputs, client.labels[chosen]).mean().backward()
             if options.proximal:
@@ -242,14 +245,14 @@ def _side_by_side(
 
 
 def _train_cohort(
-    chosen: str, asked: str, model: nn.Module, cohort: Sequence[Client], options: _Local
+    engine: str, model: nn.Module, cohort: Sequence[Client], options: _Local
 ) -> Tensor:
-    if chosen == "loop":
+    if _engine(engine, model, cohort, options.batch_size) == "loop":
         return _train_loop(model, cohort, options)
     try:
         return _train_batched(model, cohort, options)
     except RuntimeError as error:  # vmap says so of what it cannot do, at the first batch
-        if asked == "auto":
+        if engine == "auto":
             return _train_loop(model, cohort, options)
         raise ValueError(
             f"engine='batched' cannot train this model: use 'loop' ({error})"

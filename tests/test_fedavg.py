@@ -458,3 +458,24 @@ def test_a_run_cannot_be_resumed_with_fewer_rounds_than_are_done(digits, clients
     assert train(small_model(), clients, digits.test, rounds=2, resume=kept[-1]).rounds == []
     with pytest.raises(ValueError, match="2 rounds are done"):
         train(small_model(), clients, digits.test, rounds=1, resume=kept[-1])
+
+
+def test_model_and_samples_may_lie_on_different_devices(digits, clients):
+    """A chapter trains on the GPU and then looks at the model with samples on the CPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = small_model()
+    train(model, clients, digits.test, rounds=1)
+    assert not flatten(model).is_cuda
+    rows, _ = local_updates(model.cuda(), clients, epochs=1, batch_size=32, lr=0.1)
+    assert rows.is_cuda and not clients[0].inputs.is_cuda
+    assert evaluate(model, digits.test)[0] > 0
+
+
+def test_training_and_evaluation_move_samples_to_the_model():
+    """The same without a GPU: samples on PyTorch's meta device must be moved, and so refused."""
+    nowhere = [client.to("meta") for client in ragged([4, 4])]
+    with pytest.raises(NotImplementedError, match="meta"):
+        local_updates(network(), nowhere, epochs=1, batch_size=4, lr=0.1)
+    with pytest.raises(NotImplementedError, match="meta"):
+        evaluate(network(), nowhere[0])
