@@ -6,10 +6,15 @@ picture, guessing the mean colour already scores 20 dB, so ``flat_floor`` stands
 
 from __future__ import annotations
 
+import copy
+import importlib
+import importlib.util
+from pathlib import Path
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from skimage.metrics import structural_similarity
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def psnr(truth: Tensor, guess: Tensor) -> Tensor:
@@ -19,9 +24,16 @@ def psnr(truth: Tensor, guess: Tensor) -> Tensor:
     0 dB. Infinite where the two are equal. Raises ``ValueError`` if the shapes differ, or if the
     truth is not in [0, 1] (scored in another space, the figure would mean nothing).
     """
+    return 0 - 10 * torch.log10(mse(truth, guess))
+
+
+def mse(truth: Tensor, guess: Tensor) -> Tensor:
+    """Mean squared error per picture, ``[b]``, in squared units of [0, 1].
+
+    The guess is clamped to [0, 1] as in ``psnr``; NaN counts as 1. Raises as ``psnr`` does.
+    """
     truth, guess = _pair(truth, guess)
-    error = (truth - guess).square().flatten(1).mean(dim=1)
-    return 0 - 10 * torch.log10(torch.where(error.isnan(), torch.ones_like(error), error))
+    return (truth - guess).square().flatten(1).mean(dim=1).nan_to_num(nan=1.0)
 
 
 def ssim(truth: Tensor, guess: Tensor) -> Tensor:
@@ -41,6 +53,59 @@ def ssim(truth: Tensor, guess: Tensor) -> Tensor:
 def flat_floor(truth: Tensor) -> Tensor:
     """PSNR in dB of a flat picture in the truth's mean colour, ``[b]``: the score of no detail."""
     return psnr(truth, truth.mean(dim=(2, 3), keepdim=True).expand_as(truth))
+
+
+@torch.no_grad()
+def feature_similarity(model: nn.Module, truth: Tensor, guess: Tensor) -> Tensor:
+    """How alike the model finds two pictures: the cosine of their features, ``[b]``, in [-1, 1].
+
+    Features are the input of the model's last linear layer, as in evaluation mode, less those of
+    the flat picture in the truth's mean colour: so the floor scores 0, and a layer whose features
+    are all positive does not find everything alike. NaN counts as -1. Chapter 03.
+    Raises ``ValueError`` as ``psnr`` does, and for a model without a linear layer.
+    """
+    truth, guess = _pair(truth, guess)
+    model = copy.deepcopy(model).eval()
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{type(model).__name__} has no linear layer to read features from")
+    kept: list[Tensor] = []
+    for module in linear:
+        module.register_forward_pre_hook(lambda _module, inputs: kept.append(inputs[0]))
+    flat = truth.mean(dim=(2, 3), keepdim=True).expand_as(truth)
+    like = next(model.parameters())
+    model(torch.cat([truth, guess, flat]).to(like))
+    true, guessed, base = kept[-1].flatten(1).double().chunk(3)
+    cosine = torch.cosine_similarity(true - base, guessed - base)
+    return cosine.nan_to_num(nan=-1.0).to(truth)
+
+
+def lpips(truth: Tensor, guess: Tensor) -> Tensor:
+    """Learned perceptual distance per picture, ``[b]``, 0 for equal ones (Zhang et al. 2018).
+
+    Needs the optional package ``lpips`` and the AlexNet weights that it builds on; grey pictures
+    are shown to it in three channels. Nothing is ever downloaded here: raises ``RuntimeError``
+    that says what is missing (``lpips_missing``). Raises ``ValueError`` as ``psnr`` does.
+    """
+    if missing := lpips_missing():
+        raise RuntimeError(missing)
+    module = importlib.import_module("lpips")
+    truth, guess = (x.float().cpu().expand(-1, 3, -1, -1) for x in _pair(truth, guess))
+    with torch.no_grad():
+        distance: Tensor = module.LPIPS(net="alex", verbose=False)(truth, guess, normalize=True)
+    return distance.reshape(-1)
+
+
+def lpips_missing() -> str | None:
+    """Why ``lpips`` cannot be computed here, or None where it can."""
+    if importlib.util.find_spec("lpips") is None:
+        return "LPIPS needs the optional package lpips: pip install lpips"
+    if not list((Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet*.pth")):
+        return (
+            "LPIPS needs AlexNet's weights, which are not on this machine: with a network, run "
+            "lpips.LPIPS(net='alex') once, and they are kept"
+        )
+    return None
 
 
 def match_batch(truth: Tensor, guess: Tensor) -> Tensor:
