@@ -11,6 +11,9 @@ from flcourse.viz.diagrams import (
     privacy_stack,
     round_diagram,
 )
+from flcourse.viz.emerging import emerging, loss_and_psnr
+from flcourse.viz.inversion import decibel_ladder, recovered_grid
+from flcourse.viz.layers import equations_and_unknowns, gradient_by_class, layer_protocol
 from flcourse.viz.leakage import hero, picture_grid, reconstruction, record_table_comparison
 from flcourse.viz.learning import (
     accuracy_against_megabytes,
@@ -19,6 +22,7 @@ from flcourse.viz.learning import (
     learning_curves,
     partition_bars,
 )
+from flcourse.viz.measured import attack_table, label_and_picture, success_over_seeds, sweep
 
 __all__ = [
     "COLOURS",
@@ -28,17 +32,28 @@ __all__ = [
     "HtmlFigure",
     "accuracy_against_megabytes",
     "adversary_map",
+    "attack_table",
     "client_drift",
+    "decibel_ladder",
     "drift_line",
+    "emerging",
+    "equations_and_unknowns",
     "federation_diagram",
+    "gradient_by_class",
     "hero",
     "house_style",
+    "label_and_picture",
+    "layer_protocol",
     "learning_curves",
+    "loss_and_psnr",
     "new_figure",
     "partition_bars",
     "picture_grid",
     "privacy_stack",
     "reconstruction",
     "record_table_comparison",
+    "recovered_grid",
     "round_diagram",
+    "success_over_seeds",
+    "sweep",
 ]

@@ -11,7 +11,7 @@ import base64
 import functools
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -195,10 +195,10 @@ def label_ends(
     figure = axes.figure
     size = matplotlib.rcParams["font.size"]
     height = axes.get_window_extent().height / figure.dpi * 72
-    low, high = axes.get_ylim()
     step = gap * size / height  # in parts of the axis
     order = sorted(range(len(ends)), key=lambda i: ends[i][1])
-    wanted = [(ends[i][1] - low) / (high - low) for i in order]
+    to_axes = axes.transData - axes.transAxes  # logarithmic axes, too
+    wanted = [float(to_axes.transform((ends[i][0], ends[i][1]))[1]) for i in order]
     for (x, y, name, colour), place in zip(
         [ends[i] for i in order], spread(wanted, step), strict=True
     ):
@@ -246,6 +246,26 @@ def spread(places: Sequence[float], step: float) -> list[float]:
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
     shifts = [total / count for total, count in blocks for _ in range(int(count))]
     return [shift + rank * step for rank, shift in enumerate(shifts)]
+
+
+def series_colours(names: Collection[str]) -> dict[str, str]:
+    """A colour for each name, in order; ``ValueError`` for more than readers can tell apart."""
+    if len(names) > len(SERIES):
+        raise ValueError(
+            f"{len(names)} lines, but only {len(SERIES)} colours that all readers can tell apart: "
+            "draw fewer, or two figures"
+        )
+    return dict(zip(names, SERIES, strict=False))
+
+
+def join(*sentences: str) -> str:
+    """A caption from sentences, without the empty ones."""
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def finite(decibels: np.ndarray) -> np.ndarray:
+    """PSNRs to draw: an exact picture (infinity) at 150 dB, where float32 ends."""
+    return np.where(np.isposinf(decibels), 150.0, decibels)
 
 
 def to_array(values: object) -> np.ndarray:

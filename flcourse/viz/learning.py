@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from flcourse.viz.base import (
     SERIES,
     Figure,
     house_style,
+    join,
     label_ends,
     label_starts,
     new_figure,
+    series_colours,
     to_array,
 )
 
@@ -40,7 +42,7 @@ def learning_curves(
     Raises ``ValueError`` if the seeds of one label have different numbers of rounds.
     """
     tables = {label: _accuracies(label, seeds) for label, seeds in runs.items()}
-    chosen = colours or _colours(tables)
+    chosen = colours or series_colours(tables)
     canvas, axes = new_figure(PAGE_WIDTH, 3.9)
     last = max(table.shape[1] for table in tables.values())
     ends = []
@@ -62,7 +64,7 @@ def learning_curves(
     seeds = len(next(iter(tables.values())))
     text = f"Test accuracy after {last} rounds — {final}{level_text}. {_spread_note(seeds)}"
     alt = f"Line chart of test accuracy over {last} rounds for {', '.join(tables)}."
-    return Figure(canvas, alt=alt, caption=_join(text, caption))
+    return Figure(canvas, alt=alt, caption=join(text, caption))
 
 
 @house_style
@@ -81,7 +83,7 @@ def accuracy_against_megabytes(
     notes, named = [], []
     for axes, (title, curves) in zip(grid[0], panels.items(), strict=True):
         starts, reached = [], []
-        chosen = _colours(curves)
+        chosen = series_colours(curves)
         for label, (megabytes, accuracy) in curves.items():
             colour = chosen[label]
             sent, table = to_array(megabytes), np.atleast_2d(to_array(accuracy))
@@ -110,7 +112,7 @@ def accuracy_against_megabytes(
     if target is not None:
         text = f"Megabytes sent until the mean reaches {100 * target:.0f} %: {'; '.join(notes)}."
     seeds = max(len(np.atleast_2d(to_array(a))) for c in panels.values() for _, a in c.values())
-    return Figure(canvas, alt=alt, caption=_join(text, _spread_note(seeds), caption))
+    return Figure(canvas, alt=alt, caption=join(text, _spread_note(seeds), caption))
 
 
 @house_style
@@ -141,7 +143,7 @@ def partition_bars(
     )
     alt = f"Dots for the number of samples by client and class, for {', '.join(tables)}."
     text = f"The area of a dot is the number of samples of a class; totals at the right. {sizes}."
-    return Figure(canvas, alt=alt, caption=_join(text, caption))
+    return Figure(canvas, alt=alt, caption=join(text, caption))
 
 
 @house_style
@@ -208,7 +210,7 @@ def client_drift(
         f"{ways[0]} it, that of {names[1]} {ways[1]} it. The average of the two local models lies "
         f"{'in the valley of ' + ' and of '.join(held) if held else 'in neither valley'}."
     )
-    return Figure(canvas, alt=alt, caption=_join(text, caption), colours=96)
+    return Figure(canvas, alt=alt, caption=join(text, caption), colours=96)
 
 
 @house_style
@@ -250,19 +252,10 @@ def drift_line(
         f"the average ({there[0]:.2f} and {there[1]:.2f})."
     )
     alt = "Two loss curves between two local models, with their average marked."
-    return Figure(canvas, alt=alt, caption=_join(text, caption))
+    return Figure(canvas, alt=alt, caption=join(text, caption))
 
 
 _ARROW = {"arrowstyle": "-|>", "color": INK, "lw": 1.6, "shrinkA": 6, "shrinkB": 6}
-
-
-def _colours(labels: Collection[str]) -> dict[str, str]:
-    if len(labels) > len(SERIES):
-        raise ValueError(
-            f"{len(labels)} lines, but only {len(SERIES)} colours that all readers can tell apart: "
-            "draw fewer, or two figures"
-        )
-    return dict(zip(labels, SERIES, strict=False))
 
 
 def _accuracies(label: str, seeds: Sequence[Any]) -> np.ndarray:
@@ -339,7 +332,3 @@ def _way(start: tuple[float, float], end: tuple[float, float], width: float) -> 
     parts = [("above", "below")[up < 0]] if abs(up) > 0.05 * width else []
     parts += [("right of", "left of")[right < 0]] if abs(right) > 0.05 * width else []
     return " and ".join(parts) or "at"
-
-
-def _join(*sentences: str) -> str:
-    return " ".join(sentence for sentence in sentences if sentence)
