@@ -21,7 +21,7 @@ from flcourse.viz.base import (
     to_array,
     to_picture,
 )
-from flcourse.viz.inversion import picture_psnr
+from flcourse.viz.inversion import ERROR_SCALE, error_map, picture_psnr
 
 if TYPE_CHECKING:
     from flcourse.widgets import Control
@@ -48,18 +48,17 @@ def emerging(
 
     chosen = thin(snapshots, frames)
     scores = [picture_psnr(truth, snapshot.images[index]) for snapshot in chosen]
-    drawn = {snapshot.evaluation: pair for snapshot, pair in _numbered(chosen)}
+    drawn = {snapshot.evaluation: snapshot for snapshot in chosen}
 
     def frame(evaluation: int) -> Figure:
-        number, snapshot = drawn[evaluation]
-        return _emerging_frame(truth, snapshot, index, scores[number], floor)
+        return emerging_frame(truth, drawn[evaluation], floor, index=index)
 
     text = (
         f"The attacker's picture after {chosen[0].evaluation} to {chosen[-1].evaluation} "
         f"evaluations of its objective: {scores[0]:.1f} to {scores[-1]:.1f} dB (floor "
         f"{floor:.1f} dB). The attacker sees only its own loss, {chosen[0].loss:.2g} to "
         f"{chosen[-1].loss:.2g}; the score needs the truth. White in the error map: "
-        f"{_ERROR_SCALE} of 1 or more."
+        f"{ERROR_SCALE} of 1 or more."
     )
     return scrubber(
         frame, list(drawn), label="evaluations", start=len(drawn) - 1 if start is None else start,
@@ -67,19 +66,16 @@ def emerging(
     )  # fmt: skip
 
 
-_ERROR_SCALE = 0.5
-
-
 @house_style
-def _emerging_frame(truth: Any, snapshot: Any, index: int, psnr: float, floor: float) -> Figure:
+def emerging_frame(truth: Any, snapshot: Any, floor: float, *, index: int = 0) -> Figure:
+    """One position of ``emerging``: truth, the attacker's picture so far, the error map."""
+    psnr = picture_psnr(truth, snapshot.images[index])
     true, now = to_picture(truth), to_picture(snapshot.images[index])
-    error = np.abs(true - now).mean(axis=2)
     canvas, grid = new_figure(PAGE_WIDTH, PAGE_WIDTH / 3 + 0.7, columns=3)
-    grey = np.repeat((error / _ERROR_SCALE).clip(0, 1)[:, :, None], 3, axis=2)
     panels = (
         (true, "private picture", f"floor {floor:.1f} dB", "private"),
         (now, "so far", f"PSNR {psnr:.1f} dB", "attacker"),
-        (grey, "error", f"attacker's loss {snapshot.loss:.2g}", "server"),
+        (error_map(true, now), "error", f"attacker's loss {snapshot.loss:.2g}", "server"),
     )
     for axes, (picture, title, note, role) in zip(grid, panels, strict=True):
         show_picture(axes, picture, edge=COLOURS[role], width=2.5)
@@ -107,10 +103,6 @@ def thin(snapshots: Sequence[Any], count: int) -> list[Any]:
     return [snapshots[place] for place in places]
 
 
-def _numbered(snapshots: Sequence[Any]) -> list[tuple[Any, tuple[int, Any]]]:
-    return [(snapshot, (number, snapshot)) for number, snapshot in enumerate(snapshots)]
-
-
 @house_style
 def loss_and_psnr(
     runs: Mapping[str, Any],
@@ -125,7 +117,7 @@ def loss_and_psnr(
     ``runs[name]`` is a ``Recovery`` with ``history`` and ``snapshots`` (then ``truth`` ``[c, h,
     w]`` is needed), or a mapping ``{"loss": [...], "psnr": [[evaluation, dB], ...]}``, as stored.
     Each loss has its own unit: compare its fall, not its height. ``floor`` in dB.
-    Raises ``ValueError`` for a ``Recovery`` without ``truth``.
+    Raises ``ValueError`` for a ``Recovery`` without ``truth`` or snapshots.
     """
     traces = {name: _trace(name, run, truth, index) for name, run in runs.items()}
     canvas, (upper, lower) = new_figure(PAGE_WIDTH, 5.2, rows=2, sharex=True)
@@ -134,10 +126,12 @@ def loss_and_psnr(
     for (name, (loss, places, psnr)), colour in zip(traces.items(), colours, strict=True):
         upper.semilogy(np.arange(1, len(loss) + 1), loss, color=colour, lw=1.8)
         lower.plot(places, finite(psnr), color=colour, marker="o", ms=4)
-        losses.append((len(loss), loss[-1], name, colour))
-        ends.append((places[-1], finite(psnr)[-1], name, colour))
+        if len(traces) > 1:
+            at = int(np.flatnonzero(np.isfinite(loss) & (loss > 0))[-1])  # it may have diverged
+            losses.append((at + 1, loss[at], name, colour))
+            ends.append((places[-1], finite(psnr)[-1], name, colour))
         finals.append(f"{name}: loss {loss[0]:.2g} to {loss[-1]:.2g}, {psnr[-1]:.1f} dB at the end")
-    last = max(end[0] for end in losses + ends)
+    last = max(max(len(loss), places[-1]) for loss, places, _ in traces.values())
     upper.set(ylabel="attacker's loss", xlim=(0, last))
     lower.set(xlabel="evaluations of the objective", ylabel="PSNR (dB)")
     lower.set_ylim(bottom=0)
@@ -145,10 +139,8 @@ def loss_and_psnr(
         lower.axhline(floor, color=COLOURS["server"], lw=1.4, ls=(0, (4, 3)))
         ends.append((last, floor, "floor", COLOURS["server"]))
     canvas.draw_without_rendering()
-    if len(traces) > 1 or floor is not None:
-        label_ends(lower, ends)
-    if len(traces) > 1:
-        label_ends(upper, losses)
+    label_ends(lower, ends)
+    label_ends(upper, losses)
     text = f"What the attacker sees (above) and what it got (below). {'; '.join(finals)}."
     text += "" if floor is None else f" Dashed: a flat picture, {floor:.1f} dB."
     alt = (
@@ -165,6 +157,8 @@ def _trace(
         return to_array(run["loss"]).astype(float), points[:, 0], points[:, 1]
     if truth is None:
         raise ValueError(f"{name!r} is a recovery: give truth=picture to score its snapshots")
+    if not run.snapshots:
+        raise ValueError(f"{name!r} kept no snapshots: ask for some, match_gradients(snapshots=20)")
     places = np.array([snapshot.evaluation for snapshot in run.snapshots])
     psnr = np.array([picture_psnr(truth, one.images[index]) for one in run.snapshots])
     return to_array(run.history).astype(float), places, psnr

@@ -26,6 +26,8 @@ from flcourse.viz.base import (
     to_picture,
 )
 
+ERROR_SCALE = 0.5  # of pixels in [0, 1]: one scale in all error maps that stand side by side
+
 # --------------------------------------------------------------------------- one row a method
 
 
@@ -38,6 +40,7 @@ def recovered_grid(
     *,
     names: Sequence[str] | None = None,
     columns: int | None = None,
+    errors: bool = False,
     caption: str = "",
 ) -> Figure:
     """The true pictures in the first row, then one row a method, with the PSNR beneath each.
@@ -45,6 +48,7 @@ def recovered_grid(
     ``truths`` ``[n, c, h, w]``; ``recovered[method]`` the same shape in the same order (a list may
     hold None where an attack stopped); ``psnr[method]`` and ``floors`` ``[n]`` in dB. ``names``
     stand above the truths. More than ``columns`` pictures (default: up to 6) continue below.
+    ``errors`` adds an error map beneath each method's row, white where it is 0.5 of 1 or more.
     Raises ``ValueError`` if the counts differ.
     """
     pictures = [to_picture(image) for image in truths]
@@ -52,15 +56,31 @@ def recovered_grid(
     scores = {name: to_array(values).astype(float).reshape(-1) for name, values in psnr.items()}
     _check_counts(len(pictures), bound, recovered, scores)
     wide = columns or min(len(pictures), 6)
-    sheet = _Sheet(wide, -(-len(pictures) // wide), blocks=1 + len(recovered), names=bool(names))
+    sheet = _Sheet(
+        wide, -(-len(pictures) // wide), blocks=1 + len(recovered) * (1 + errors), names=bool(names)
+    )
     beneath = [f"floor {value:.1f}" for value in bound] if wide <= 4 else _one_decimal(bound)
     title = "private pictures" if wide <= 4 else "private pictures, floor beneath (dB)"
     sheet.block(0, title, pictures, beneath, COLOURS["private"], names)
-    for number, (method, images) in enumerate(recovered.items(), start=1):
+    for number, (method, images) in enumerate(recovered.items()):
+        place = 1 + number * (1 + errors)
         guesses = [None if image is None else to_picture(image) for image in images]
         notes = [f"{value:.1f} dB" for value in scores[method]]
         notes = notes if wide <= 6 else _one_decimal(scores[method])
-        sheet.block(number, method, guesses, notes, COLOURS["attacker"])
+        sheet.block(place, method, guesses, notes, COLOURS["attacker"])
+        if errors:
+            word = "largest " if wide <= 6 else ""
+            maps = [
+                None if guess is None else error_map(true, guess)
+                for true, guess in zip(pictures, guesses, strict=True)
+            ]
+            largest = [
+                "" if guess is None else f"{word}{np.abs(true - guess).max():.2g}"
+                for true, guess in zip(pictures, guesses, strict=True)
+            ]
+            sheet.block(
+                place + 1, f"error (white = {ERROR_SCALE})", maps, largest, COLOURS["server"]
+            )
     medians = "; ".join(
         f"{name}: median {np.median(values):.1f} dB, least {values.min():.1f} dB"
         for name, values in scores.items()
@@ -72,6 +92,12 @@ def recovered_grid(
     )
     alt = f"Private pictures in a row, and beneath them what came back by {', '.join(recovered)}."
     return Figure(sheet.canvas, alt=alt, caption=join(text, caption), colours=None)
+
+
+def error_map(true: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """The mean absolute error of the channels as grey ``[h, w, 3]``, white at ``ERROR_SCALE``."""
+    grey = (np.abs(true - guess).mean(axis=2) / ERROR_SCALE).clip(0, 1)
+    return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 class _Sheet:

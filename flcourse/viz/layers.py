@@ -5,6 +5,7 @@ Chapters 04 and 05.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -91,19 +92,22 @@ def layer_protocol(layers: Sequence[Any], *, caption: str = "") -> Figure:
     rows = [_parts(layer, ("name", "what", "residual")) for layer in layers]
     values = np.array([float(row[2]) for row in rows])
     drawn = np.maximum(np.nan_to_num(values, nan=1.0), _EXACT)
-    canvas, axes = new_figure(PAGE_WIDTH, 0.9 + 0.62 * len(rows))
+    texts = [textwrap.wrap(f"{name}: {what}", _LINE) for name, what, _ in rows]
+    # Each layer takes the height of its text and of its stroke, in lines.
+    ends = np.cumsum([len(lines) + 1.0 for lines in texts])
+    canvas, axes = new_figure(PAGE_WIDTH, 0.75 + 0.27 * float(ends[-1]))
     axes.set_xscale("log")
-    places = np.arange(len(rows))
+    places = ends - 0.6
     axes.hlines(places, _EXACT / 3, drawn, color=COLOURS["attacker"], lw=2, alpha=0.5)
     axes.plot(drawn, places, "o", color=COLOURS["attacker"], ms=8)
-    for place, (name, what, residual) in zip(places, rows, strict=True):
-        axes.text(
-            0.0, place - 0.22, f"{name}: {what}", va="bottom", transform=axes.get_yaxis_transform()
-        )
-        axes.annotate(_scientific(float(residual)), (drawn[place], place), xytext=(9, 0),
+    for place, value, lines, end in zip(places, values, texts, drawn, strict=True):
+        axes.text(0.0, place - 0.4, "\n".join(lines), va="bottom", size=11.5, linespacing=1.15,
+                  transform=axes.get_yaxis_transform())  # fmt: skip
+        axes.annotate(_scientific(float(value)), (end, place), xytext=(9, 0), size=11.5,
                       textcoords="offset points", va="center")  # fmt: skip
     axes.set(xlim=(_EXACT / 3, max(float(drawn.max()) * 300, 1.0)), yticks=[])
-    axes.set(ylim=(len(rows) - 0.6, -0.85), xlabel="relative residual (0 is exact)")
+    axes.set(ylim=(ends[-1] + 0.1, -0.2), xlabel="relative residual (0 is exact)")
+    axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.xaxis.set_minor_locator(NullLocator())
     worst = int(np.argmax(drawn))
@@ -117,6 +121,7 @@ def layer_protocol(layers: Sequence[Any], *, caption: str = "") -> Figure:
 
 
 _EXACT = 1e-17
+_LINE = 70  # characters of 11.5 pt in the width of the page
 
 
 @house_style
