@@ -88,9 +88,9 @@ def find_entry(model: nn.Module, leak: Leak) -> Entry:
         raise ValueError(f"{type(model).__name__} has no linear layer: use match_gradients")
     name, layer, seen = calls[0]
     shift, scale = seen[0], seen[1] - seen[0]
-    fits = seen.dim() == 2 and seen.shape[1] == _probes(leak.image_shape)[0].numel()
+    fits = seen.dim() == 2 and seen.shape[1] == probes(leak.image_shape)[0].numel()
     if fits:
-        expected = _probes(leak.image_shape).flatten(1) * scale + shift
+        expected = probes(leak.image_shape).flatten(1) * scale + shift
         fits = bool((scale != 0).all()) and bool(torch.allclose(seen, expected))
     if not fits:
         raise ValueError(
@@ -111,12 +111,23 @@ def find_entry(model: nn.Module, leak: Leak) -> Entry:
     return Entry(name, layer, weight, bias, scale, shift)
 
 
-@torch.enable_grad()
 def labels_along(model: nn.Module, entry: Entry, images: Tensor, deltas: Tensor) -> Tensor | None:
     """The class of each picture whose ``∂loss/∂z`` points along its ``deltas`` ``[b, h]``.
 
     ``z`` is the output of the entry layer. Only directions count, so that a clipped gradient, or
     a sum over local steps, has the same answer. ``None`` where the outputs are not ``[b, k]``.
+    """
+    candidates = candidate_deltas(model, entry, images)
+    if candidates is None:
+        return None
+    return torch.cosine_similarity(candidates, deltas[None], dim=2).argmax(dim=0).to(images.device)
+
+
+@torch.enable_grad()
+def candidate_deltas(model: nn.Module, entry: Entry, images: Tensor) -> Tensor | None:
+    """``∂loss_s/∂z_s`` of every sample for every label that it might have, ``[k, b, h]``, float64.
+
+    For logits ``f`` it is ``Σ_c (p_c - 1[c = y]) ∂f_c/∂z``, so a pass per class serves every label.
     """
     model = copy.deepcopy(model)
     kept: list[Tensor] = []
@@ -128,13 +139,11 @@ def labels_along(model: nn.Module, entry: Entry, images: Tensor, deltas: Tensor)
     classes = logits.shape[1]
     each = torch.eye(classes).to(logits)[:, None].expand(classes, len(images), classes)
     (rows,) = torch.autograd.grad(logits, kept[0], each, is_grads_batched=True)
-    rows = rows.detach().cpu().double()  # [k, b, h]: logit k of sample b, by z
+    rows, logits = rows.detach().cpu().double(), logits.detach().cpu().double()
     if classes == 1:
-        candidates = torch.cat([rows, -rows])  # sigmoid(z) - y is above 0 for y = 0, below for 1
-    else:
-        chances = logits.detach().cpu().double().softmax(dim=1)
-        candidates = torch.einsum("bk,kbh->bh", chances, rows) - rows
-    return torch.cosine_similarity(candidates, deltas[None], dim=2).argmax(dim=0).to(images.device)
+        chance = logits.sigmoid()
+        return torch.cat([rows * chance, rows * (chance - 1)])
+    return torch.einsum("bk,kbh->bh", logits.softmax(dim=1), rows) - rows
 
 
 @torch.no_grad()
@@ -155,11 +164,11 @@ def _linear_calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, n
     for name in layers:
         probed.get_submodule(name).register_forward_pre_hook(hook_for(name))
     if layers:
-        probed(_probes(shape))
+        probed(probes(shape))
     return calls
 
 
-def _probes(shape: tuple[int, ...]) -> Tensor:
+def probes(shape: tuple[int, ...]) -> Tensor:
     """All 0, all 1, and two patterns without order in them: ``[4, *shape]``."""
     count = torch.Size(shape).numel()
     steps = torch.arange(1, 2 * count + 1, dtype=torch.float64)
