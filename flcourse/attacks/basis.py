@@ -16,8 +16,8 @@ from torch import Tensor
 BASES = ("dct", "pixels")
 
 # The usual standard deviation of a natural picture's wave, for a picture of unit size: about
-# strength / (1 + f)^1.5 per opponent colour. Rounded from public pictures (CIFAR-10 and others).
-_STRENGTH = (0.4, 0.12, 0.06)
+# strength / (1 + f)^1.5 per opponent colour. Rounded from public pictures (CIFAR-10).
+_STRENGTH = (0.4, 0.09, 0.04)
 _FALL = 1.5
 _PIXEL_STD = 0.25
 _MEAN = 0.5
@@ -28,8 +28,8 @@ class Basis:
     """``x = 0.5 + Aᵀ · (s ∘ u)``: an unknown ``u`` of the picture's own shape ``[..., c, h, w]``.
 
     ``A`` is orthonormal: a cosine transform of rows and columns, and opponent colours; ``s``
-    ``[c, h, w]`` are standard deviations of its coefficients, so ``u`` is about N(0, 1) for a
-    natural picture. For ``"pixels"``, ``A`` is the identity and ``s`` is 0.25 everywhere.
+    ``[c, h, w]`` weighs its coefficients. Where ``s`` are a natural picture's standard deviations,
+    ``u`` is about N(0, 1). For ``"pixels"``, ``A`` is the identity and ``s`` one number.
     """
 
     name: str
@@ -73,9 +73,9 @@ class Basis:
         )
 
 
-def pixels(shape: tuple[int, ...]) -> Basis:
-    """Every pixel (or feature of a table) for itself, around grey with standard deviation 0.25."""
-    return Basis("pixels", torch.full(shape, _PIXEL_STD, dtype=torch.float64))
+def pixels(shape: tuple[int, ...], std: float = 1.0) -> Basis:
+    """Every pixel (or feature of a table) for itself, ``x = 0.5 + std·u``."""
+    return Basis("pixels", torch.full(shape, std, dtype=torch.float64))
 
 
 def dct(shape: tuple[int, ...], std: Tensor | None = None) -> Basis:
@@ -129,13 +129,22 @@ def learn_spectrum(pictures: Tensor) -> Tensor:
     return waves.square().mean(dim=0).sqrt().maximum(0.01 * natural_spectrum(shape))
 
 
-def make_basis(name: str, shape: tuple[int, ...], spectrum: Tensor | None = None) -> Basis:
-    """The basis of that name. Raises ``ValueError`` for an unknown one."""
-    if name == "dct":
-        return dct(shape, spectrum)
+def make_basis(
+    name: str, shape: tuple[int, ...], spectrum: Tensor | None = None, *, prior: bool = False
+) -> Basis:
+    """The basis of that name, weighted for a search, or as a ``prior`` under which u is N(0, 1).
+
+    A search without noise weighs waves by the *square root* of their standard deviations: half way
+    between white, where fine waves drown the coarse ones, and natural, where the finest would come
+    last. Measured over exponents: 0.5 needs the fewest evaluations. Raises ``ValueError`` for an
+    unknown name.
+    """
     if name == "pixels":
-        return pixels(shape)
-    raise ValueError(f"basis={name!r} is unknown: use one of {', '.join(BASES)}")
+        return pixels(shape, _PIXEL_STD if prior else 1.0)
+    if name != "dct":
+        raise ValueError(f"basis={name!r} is unknown: use one of {', '.join(BASES)}")
+    std = natural_spectrum(shape) if spectrum is None else spectrum
+    return dct(shape, std if prior else std.double().sqrt())
 
 
 def dct_matrix(size: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flcourse.attacks.basis import Basis, fourier_noise, make_basis
-from flcourse.attacks.objective import Client, Matching, Objective, Target, looks_pruned
+from flcourse.attacks.objective import Client, Matching, Objective, Target, Weights, looks_pruned
 from flcourse.attacks.optimise import (
     Batch,
     Project,
@@ -109,13 +109,15 @@ class _Problem:
         matching = Matching(
             distance=distance,
             layers=options.layers,
-            layer_weights=options.layer_weights,
+            layer_weights=_weights(options.layer_weights, distance),
             tv=options.tv,
             prior=options.prior,
             box=options.clamp and options.optimiser == "lbfgs",
         )
         self.target = Target(leak, matching, kept, self.client.start[0])
-        self.basis: Basis = make_basis(basis, leak.image_shape, options.spectrum)
+        self.basis: Basis = make_basis(
+            basis, leak.image_shape, options.spectrum, prior=distance == "map"
+        )
         parts = ["L-BFGS" if options.optimiser == "lbfgs" else options.optimiser, basis, distance]
         parts += ["kept values"] if kept else []
         parts += [f"{leak.steps} steps unrolled"] if self.client.unroll else []
@@ -127,6 +129,10 @@ def _plain_distance(leak: Leak) -> str:
     sizes = leak.row.abs()
     sizes = sizes[sizes > 0]
     return "cosine" if len(sizes) > 1 and bool((sizes == sizes[0]).all()) else "relative"
+
+
+def _weights(given: Weights, distance: str) -> Weights:
+    return "balanced" if given is None and distance == "relative" else given
 
 
 # --- labels -------------------------------------------------------------------------------------

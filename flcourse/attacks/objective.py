@@ -22,6 +22,8 @@ from flcourse.attacks.types import Leak, task_loss
 
 DISTANCES = ("relative", "squared", "cosine", "map")
 SUPPORTS = ("auto", "all", "kept")
+# w_l = ‖g̃_l‖ to the power of minus this. Balanced: a large last layer no longer hides the first.
+WEIGHTINGS = {"none": 0, "balanced": 1, "equal": 2}
 _TAIL = 0.05
 _VALUES_AT_ONCE = 2**24  # of predicted messages, over restarts and unrolled steps
 
@@ -269,12 +271,13 @@ def _layer_weights(
     if weights is None:
         return dict.fromkeys(names, 1.0)
     if isinstance(weights, str):
-        if weights != "equal":
+        if weights not in WEIGHTINGS:
             raise ValueError(
-                f"layer_weights={weights!r} is unknown: use 'equal', numbers in the order of the "
-                "parameters, or a mapping from layers to numbers"
+                f"layer_weights={weights!r} is unknown: use {' or '.join(map(repr, WEIGHTINGS))}, "
+                "numbers in the order of the parameters, or a mapping from layers to numbers"
             )
-        return {n: 1 / max(float(gradients[n].square().sum()), 1e-30) for n in names}
+        power = WEIGHTINGS[weights]
+        return {n: max(float(gradients[n].norm()), 1e-30) ** -power for n in names}
     if isinstance(weights, Mapping):
         result = dict.fromkeys(names, 1.0)
         for layer, weight in weights.items():

@@ -23,7 +23,8 @@ class Options:
     """Every option of ``match_gradients``; None means: chosen by what the leak and the model are.
 
     What is matched: ``distance``, ``layers`` (names of parameters or layers), ``layer_weights``
-    (``"equal"``, numbers, or a mapping from layers to numbers), ``support`` (``"kept"`` leaves the
+    (``"none"``; ``"balanced"``, one over each parameter's norm; ``"equal"``, over its square;
+    numbers; or a mapping from layers to numbers), ``support`` (``"kept"`` leaves the
     exact zeros of a pruned message out), ``tv``, ``prior`` (see ``objective.Matching``),
     ``unroll`` (compute local steps one by one).
     The unknown: ``basis`` (``"dct"``, ``"pixels"``), ``spectrum`` ``[c, h, w]`` of ``"dct"``.
