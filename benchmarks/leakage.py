@@ -1,0 +1,217 @@
+"""Attacks on gradients: ours beside the published ones, on the same messages, taking turns.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.leakage --quick      # does it run?
+    OMP_NUM_THREADS=1 python -m benchmarks.leakage              # half an hour on one quiet core
+    ... --pictures cifar10 --root FOLDER, --pictures photos64, --only "SimpleCNN, one picture"
+
+On each message every attack runs once, then comes the next message, so noise of the machine hits
+all alike; ratios are formed within a message. CPU seconds are those of the process. Prints the
+table, says which targets were reached, and writes results/leakage.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.leakage_parts import (
+    FULL,
+    QUICK,
+    SETS,
+    Attack,
+    Budget,
+    Message,
+    Part,
+    load_pictures,
+    parts,
+)
+from benchmarks.leakage_table import Record, markdown, rows, shown, verdicts
+from flcourse.attacks.inversion import match_gradients
+from flcourse.attacks.observe import observe_gradient
+from flcourse.attacks.scoring import score, succeeded
+from flcourse.attacks.types import Recovery
+from flcourse.data import Dataset, load_dataset
+from flcourse.models import SimpleCNN
+from flcourse.runtime import progress, provenance
+
+RESULT = Path(__file__).parent / "results" / "leakage.json"
+RESTARTS = 8
+NOTE = (
+    "One message at a time, every attack on it in turn, then the next: ratios are formed within a "
+    "message and their median stands with the least and the most. PSNR: median (quartiles) over "
+    "pictures. Success: above 20 dB and 3 dB above the flat picture, whose PSNR is the floor. CPU "
+    "seconds of one process with one thread; ratios against iDLG and Inverting Gradients."
+)
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def measure(part: Part, pictures: Dataset, budget: Budget) -> Iterable[Record]:
+    """One record for each attack and message, message by message."""
+    warm = part.message(pictures, 0, budget.seeds[0])
+    _warm_up(part, warm, budget)
+    turns = [(index, seed) for seed in budget.seeds for index in range(part.count)]
+    for number, (index, seed) in enumerate(turns):
+        message = part.message(pictures, index, seed)
+        for name, attack in part.attacks.items():
+            if number < part.few.get(name, len(turns)):
+                yield {
+                    "part": part.name, "attack": name, "picture": index, "seed": seed,
+                    **turn(attack, message, seed),
+                }  # fmt: skip
+
+
+def turn(attack: Attack, message: Message, seed: int) -> Record:
+    """One attack on one message: seconds, and scores per picture."""
+    begun = time.process_time()
+    recovery, stopped = attack(message.model, message.leak, seed)
+    seconds = time.process_time() - begun
+    message.model.zero_grad()
+    record: Record = {"cpu_seconds": seconds, "evaluations": recovery.evaluations}
+    record |= _scored(recovery, message)
+    if stopped is not None:
+        early = Recovery(images=stopped.images, labels=stopped.labels, method="stopped")
+        record["stopped"] = {"cpu_seconds": stopped.seconds, **_scored(early, message)}
+    return record
+
+
+def _scored(recovery: Recovery, message: Message) -> Record:
+    scores = score(recovery, message.images, message.labels)
+    return {
+        "psnr": scores.psnr.tolist(),
+        "ssim": scores.ssim.tolist(),
+        "floor": scores.floor.tolist(),
+        "success": succeeded(scores).tolist(),
+        "label_match": scores.label_match,
+    }
+
+
+def _warm_up(part: Part, message: Message, budget: Budget) -> None:
+    """First calls allocate and import: let them, on a message that is not counted."""
+    if budget == QUICK:
+        return
+    for name, attack in part.attacks.items():
+        if name.startswith(("peel", "match")):
+            attack(message.model, message.leak, 0)
+
+
+def peak_memory(restarts: int = RESTARTS, steps: int | None = None) -> Record:
+    """Peak memory in MiB of a fresh process that attacks SimpleCNN with so many restarts.
+
+    ``before`` is what Python, torch and the model take; ``steps`` limits the evaluations.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.leakage",
+        "--memory",
+        json.dumps([restarts, steps]),
+    ]
+    answer = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    record: Record = json.loads(answer.stdout.splitlines()[-1])
+    return record
+
+
+def _attack_with_restarts(restarts: int, steps: int | None) -> Record:
+    photos = load_dataset("photos").train
+    model = SimpleCNN(10)
+    leak = observe_gradient(model, photos.inputs[:1], photos.labels[:1])
+    before = _peak()
+    options: Record = {} if steps is None else {"steps": steps}
+    begun = time.process_time()
+    recovery = match_gradients(model, leak, restarts=restarts, **options)
+    return {
+        "restarts": restarts,
+        "before_mib": before,
+        "peak_mib": _peak(),
+        "cpu_seconds": time.process_time() - begun,
+        "evaluations": recovery.evaluations,
+    }
+
+
+def _peak() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+# --- command ------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="one message, a few steps: does it run?")
+    size.add_argument("--full", action="store_true", help="the whole table (default)")
+    parser.add_argument("--only", action="append", help="a part, or 'memory'; may be repeated")
+    parser.add_argument("--pictures", choices=SETS, default="photos")
+    parser.add_argument("--root", help="the folder that holds CIFAR-10 (default: FLCOURSE_DATA)")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--remark", default="", help="a sentence about the machine, for the note")
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory:
+        print(json.dumps(_attack_with_restarts(*json.loads(options.memory))))
+        return
+    budget = QUICK if options.quick else FULL
+    available = parts(budget)
+    wanted = options.only or [*available, "memory"]
+    if unknown := [name for name in wanted if name not in available and name != "memory"]:
+        parser.error(f"no part {unknown[0]!r}: use {', '.join([*available, 'memory'])}")
+    load = os.getloadavg()[0]
+    record = run(wanted, available, load_pictures(options.pictures, options.root), budget)
+    print(markdown(record["lines"]))
+    if options.quick:
+        print("a quick run: it says nothing about targets, and nothing is written")
+        return
+    print("\n".join(record["verdicts"]))
+    record |= {
+        "seeds": list(budget.seeds),
+        "note": f"{NOTE} {options.remark}".rstrip(),
+        "pictures": options.pictures,
+        "load_average_before": round(load, 2),
+        "provenance": provenance(),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(options.out)
+
+
+def run(
+    wanted: Sequence[str], available: dict[str, Part], pictures: Dataset, budget: Budget
+) -> Record:
+    """All parts that are wanted, and their table."""
+    records: list[Record] = []
+    for name in wanted:
+        if name != "memory":
+            part = available[name]
+            records += progress(measure(part, pictures, budget), name)
+    memory = peak_memory(steps=2 if budget == QUICK else None) if "memory" in wanted else None
+    lines = rows(records, {name: part.yardstick for name, part in available.items()})
+    return {
+        "name": "leakage",
+        "title": "Attacks on gradients, ours beside the published ones",
+        "rows": [shown(line) for line in lines],
+        "lines": lines,
+        "memory": memory,
+        "verdicts": verdicts(lines, memory),
+        "records": records,
+    }
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*oneDNN.*")
+    main()

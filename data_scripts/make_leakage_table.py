@@ -1,0 +1,116 @@
+"""Make the stored result `leakage_table`: what every attack gets out of a gradient, on three sets.
+
+    OMP_NUM_THREADS=1 python -m data_scripts.make_leakage_table --root FOLDER   # with CIFAR-10
+
+The table of `benchmarks/leakage.py` on the photos, on CIFAR-10's first test picture of each class,
+and on the photos at 64×64, with every picture's PSNR. About an hour on one quiet core; a part that
+is finished is kept in --work. Chapters 03, 05 and 06 show it and recompute one cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.leakage import measure
+from benchmarks.leakage_parts import FULL, SETS, UPDATE_LR, Budget, Part, load_pictures, parts
+from benchmarks.leakage_table import rows
+from flcourse.attacks.inversion import match_gradients
+from flcourse.attacks.recursive import peel
+from flcourse.attacks.scoring import MARGIN_DB, SUCCESS_DB, score
+from flcourse.claims import save_stored
+from flcourse.data import Dataset
+from flcourse.runtime import progress
+
+# On 64×64 an evaluation takes four times as long, and what matters there is whether it works.
+BUDGETS: dict[str, Budget] = {
+    "photos": FULL,
+    "cifar10": replace(FULL, published=8, dlg=4, hopeless=2, cosine=10, more_pictures=10),
+    "photos64": replace(FULL, published=3, dlg=1, hopeless=1, cosine=4, more_pictures=8),
+}
+SMALLER: dict[str, dict[str, Any]] = {"photos64": {"count": 2}}  # for batches and updates
+
+
+def planned(name: str) -> dict[str, Part]:
+    """The parts of the table on one set of pictures."""
+    wanted = parts(BUDGETS[name])
+    smaller = SMALLER.get(name, {})
+    return {
+        key: replace(part, **smaller) if part.batch > 1 or part.local_steps else part
+        for key, part in wanted.items()
+    }
+
+
+def probe(name: str, picture: int, seed: int, root: str | None = None) -> dict[str, float]:
+    """One cell that takes seconds: PSNR of `peel` and `match_gradients` on one LeNet message."""
+    message = planned(name)["LeNet, one picture"].message(
+        load_pictures(name, root), picture, seed
+    )  # fmt: skip
+    found = {
+        "peel": peel(message.model, message.leak),
+        "match_gradients": match_gradients(message.model, message.leak, seed=seed),
+    }
+    return {
+        attack: float(score(recovery, message.images).psnr) for attack, recovery in found.items()
+    }
+
+
+def stored_row(row: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table's line, and each message's figures in the order they were measured."""
+    mine = [r for r in records if (r["part"], r["attack"]) == (row["part"], row["attack"])]
+    return row | {
+        "messages": [[r["picture"], r["seed"]] for r in mine],
+        "psnrs": [[round(value, 2) for value in r["psnr"]] for r in mine],
+        "seconds": [round(r["cpu_seconds"], 3) for r in mine],
+    }
+
+
+def measured(name: str, pictures: Dataset, work: Path) -> list[dict[str, Any]]:
+    """All records of one set; finished parts are read from `work`."""
+    records = []
+    for part in planned(name).values():
+        path = work / f"{name}, {part.name}.json"
+        if not path.exists():
+            fresh = list(progress(measure(part, pictures, BUDGETS[name]), f"{name}: {part.name}"))
+            path.write_text(json.dumps(fresh))
+        records += json.loads(path.read_text())
+    return records
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--root", help="the folder that holds CIFAR-10 (default: FLCOURSE_DATA)")
+    parser.add_argument("--work", type=Path, default=Path("runs") / "leakage_table")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    for name in SETS:
+        pictures = load_pictures(name, options.root)
+        records = measured(name, pictures, options.work)
+        lines = rows(records, {part.name: part.yardstick for part in planned(name).values()})
+        results[name] = [stored_row(line, records) for line in lines]
+    config = {
+        "seeds": FULL.seeds,
+        "networks": "LeNet(num_classes=100), SimpleCNN(num_classes=10), as initialised",
+        "pictures": {
+            "photos": "the first ones of the photos, 32×32",
+            "cifar10": "the first test picture of each class",
+            "photos64": "the first ones of the photos, 64×64",
+        },
+        "batch": "the picture and those that follow it",
+        "update": f"full batch, learning rate {UPDATE_LR:g}",
+        "labels": "inferred from the message",
+        "success": f"PSNR above {SUCCESS_DB:g} dB and {MARGIN_DB:g} dB above the flat picture",
+        "cpu_seconds": "of the process; ratios are formed within a message",
+    }
+    print(save_stored("leakage_table", config=config, results=results))
+
+
+if __name__ == "__main__":
+    main()
