@@ -15,6 +15,7 @@ from typing import NoReturn
 PROGRAM = "python -m flcourse"
 COMMANDS = {  # name -> module, one line of help
     "train": ("flcourse.runs", "train a model by federated averaging, and keep the run"),
+    "attack": ("flcourse.attack_runs", "recover private pictures from what a client sends"),
     "data": ("flcourse.fetch", "list, download and verify data sets"),
 }
 EXAMPLES = f"""\
@@ -22,6 +23,7 @@ examples:
   {PROGRAM} train                               ten clients, MLP, half a minute
   {PROGRAM} train --partition dirichlet --alpha 0.1 --tag uneven
   {PROGRAM} train --tag uneven --resume         go on after Ctrl-C
+  {PROGRAM} attack                              one photo, from one gradient
   {PROGRAM} data                                which data sets there are
   {PROGRAM} COMMAND --help                      all options of a command
 

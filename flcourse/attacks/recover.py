@@ -1,0 +1,93 @@
+"""One call for every attack: `recover(model, leak)` takes what fits, and says what it took."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from flcourse.attacks.exact import exact_batch
+from flcourse.attacks.inversion import match_gradients
+from flcourse.attacks.linear import divide
+from flcourse.attacks.recursive import peel
+from flcourse.attacks.types import Leak, Recovery
+
+METHODS = ("auto", "peel", "match", "divide", "exact", "features")
+# Closed forms check themselves (`Recovery.loss`): above this the answer does not explain the leak.
+TRUSTED = 1e-2
+
+
+def recover(
+    model: nn.Module,
+    leak: Leak,
+    method: str = "auto",
+    *,
+    labels: Tensor | str | None = None,
+    seed: int = 0,
+    snapshots: int = 0,
+    **options: Any,
+) -> Recovery:
+    """The pictures behind a message, by the attack that fits model and message best.
+
+    ``"auto"`` tries what ``explain`` recommends, cheapest first, and goes on where an attack does
+    not apply, stops, or does not explain the message (its own residual is above 1 %, as it is under
+    noise or pruning):
+
+    1. one sample: ``"divide"``, where a linear layer sees the picture first;
+    2. one sample: ``"peel"``, the closed form layer by layer;
+    3. a batch: ``"exact"``, where a linear layer with ReLU sees the pictures first;
+    4. ``"match"``, gradient matching, which always applies (and begins at the exact features where
+       the closed form knows some).
+
+    ``"features"`` peels as far as it goes and inverts the features that it got.
+
+    ``labels`` ``[b]`` if the attacker knows them, None to infer them, ``"optimise"`` to find them
+    with the picture (``"match"``). ``options`` are those of ``match_gradients`` (``preset``,
+    ``restarts``, …); with ``"auto"``, giving one means ``"match"``.
+
+    Chapters 03 to 06. Raises ``ValueError`` for an unknown method, options that the method does
+    not read, and what the chosen attack itself refuses.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown: use one of {', '.join(METHODS)}")
+    matched = bool(options) or isinstance(labels, str)
+    if method == "match" or (method == "auto" and matched):
+        return match_gradients(
+            model, leak, labels=labels, seed=seed, snapshots=snapshots, **options
+        )
+    if matched:
+        read = ", ".join(options) or f"labels={labels!r}"
+        raise ValueError(f"method={method!r} does not read {read}: use method='match'")
+    if method == "auto":
+        return _cheapest(model, leak, labels, seed, snapshots)
+    return _closed(model, leak, method, labels, seed)
+
+
+def _closed(model: nn.Module, leak: Leak, method: str, labels: Any, seed: int) -> Recovery:
+    if method == "divide":
+        return divide(model, leak)
+    if method == "exact":
+        return exact_batch(model, leak, seed=seed)
+    label = None if labels is None or leak.batch_size > 1 else int(labels[0])
+    start = peel(model, leak, label=label)
+    if method == "features":
+        features = importlib.import_module("flcourse.attacks.features")
+        found: Recovery = features.invert_features(model, start)
+        return found
+    return start
+
+
+def _cheapest(model: nn.Module, leak: Leak, labels: Any, seed: int, snapshots: int) -> Recovery:
+    spent = 0.0
+    for method in ("divide", "peel") if leak.batch_size == 1 else ("exact",):
+        try:
+            found = _closed(model, leak, method, labels, seed)
+        except ValueError:  # it says that it does not apply to this model or message
+            continue
+        spent += found.seconds
+        if found.images is not None and found.loss < TRUSTED:
+            return replace(found, seconds=spent)
+    found = match_gradients(model, leak, labels=labels, seed=seed, snapshots=snapshots)
+    return replace(found, seconds=spent + found.seconds)
