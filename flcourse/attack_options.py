@@ -201,7 +201,8 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     settings["samples"] = count // settings["num_clients"] or settings["samples"]
     if settings["client"] != "all" and settings["client"] >= settings["num_clients"]:
         raise Refused(
-            f"--client {settings['client']} of --clients {settings['num_clients']}: they count from 0"
+            f"--client {settings['client']} of --clients {settings['num_clients']}: "
+            "they count from 0"
         )
     return settings
 
