@@ -48,4 +48,5 @@ NAMES: tuple[Name, ...] = (
     Name(r"y", "labels", "true classes", "`[b]` int64", "02"),
     Name(r"L", "loss", "cross-entropy, mean over a batch", "nats", "02"),
     Name(r"s", "seed", "start of every random draw", "integer", "01"),
+    Name(r"\bar p", "mean_prediction", "mean softmax of a model over a batch", "`[k]`", "04"),
 )
