@@ -84,6 +84,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
                f"{', '.join(ACTIVATIONS)} (default: the model's own)"),
         Option("init-scale", POSITIVE, None, "S",
                "weights uniform in ±S (default: as the model has it; lenet: 0.5)"),
+        Option("hidden", whole(1), None, "N", "mlp: neurons of its hidden layer (default: 64)"),
         Option("classes", whole(1), None, "N", "outputs (default: the classes of the data set)"),
         Option("normalize", ON, False, "", "the model's first layer normalises each channel"),
         Option("trained", whole(0), 0, "EPOCHS", "first train on the other pictures"),
@@ -248,6 +249,8 @@ def _without_effect(settings: Mapping[str, Any], wants_sum: list[str]) -> list[t
             found.append(("samples", f"with --{source}, which says how many: leave it out"))
     if settings["picture"] is not None:
         found.append(("indices", "with --picture: leave one of them out"))
+    if settings["model"] != "mlp":
+        found.append(("hidden", f"with --model {settings['model']}: use --model mlp"))
     if settings["defence"] is not None:
         reason = "with --defence: name one of its own, or its steps"
         found += [(name, reason) for name in ("clip", "noise", "prune", "quantise", "sign")]

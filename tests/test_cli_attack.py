@@ -223,6 +223,8 @@ def test_models_as_asked_and_trained_on_others_only():
     weights = flatten(made.model)
     assert 0.09 < float(weights.abs().max()) <= 0.1
     assert made.model(PHOTOS.inputs[:1]).shape == (1, 25)
+    wide = scene_of(model="mlp", data="digits", hidden=200)
+    assert wide.model[1].out_features == 200
     settings = settings_of({"indices": [1, 4]})
     _, labels, others = scene.private_pictures(settings, PHOTOS)
     assert len(others) == len(PHOTOS) - 2 and labels.tolist() == PHOTOS.labels[[1, 4]].tolist()
@@ -291,6 +293,7 @@ def test_the_lists_of_names_are_those_of_the_attacks():
         (["--method", "peel", "--restarts", "4"], "use --method match"),
         (["--method", "peel", "--samples", "2"], "one sample; use match_gradients"),
         (["--method", "divide"], "use peel"),
+        (["--hidden", "9"], "--hidden does nothing with --model lenet"),
         (["--model", "gpt"], "'gpt' is unknown: use lenet"),
         (["--data", "zen"], "holds no pictures"),
         (["--data", "mnits"], "no data set 'mnits'"),

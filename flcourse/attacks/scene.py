@@ -171,6 +171,7 @@ def describe_model(settings: Settings, public: Dataset, images: Tensor) -> dict[
         mean, std = average.tolist(), deviation.clamp_min(1e-6).tolist()
     return {
         "name": settings["model"],
+        "hidden": settings["hidden"] or 64,
         "num_classes": settings["classes"] or len(public.classes),
         "channels": int(images.shape[1]),
         "image_size": int(images.shape[-1]),
@@ -189,6 +190,8 @@ def make_model(build: Mapping[str, Any]) -> nn.Module:
         shape = {"num_features": channels * size * size, "num_classes": classes}
     else:
         shape = {"num_classes": classes, "channels": channels, "image_size": size}
+    if build["name"] == "mlp":
+        shape["hidden"] = build["hidden"]
     model = MODELS[build["name"]](**shape, seed=build["seed"])
     if build["activation"] is not None:
         replace_activations(model, ACTIVATIONS[build["activation"]])
