@@ -21,9 +21,6 @@ from flcourse.attacks.inverses import invert
 from flcourse.attacks.labels import sign_rule
 from flcourse.attacks.types import Layer, Leak, Recovery, task_loss
 
-# Relative accuracy of what float32 gradients give; decides which ReLU outputs count as zero.
-ROUNDING = 1e-6
-
 
 @dataclass(frozen=True)
 class State:
@@ -37,6 +34,16 @@ class State:
     delta: Tensor
     trust: Tensor
     error: float
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The picture, or the last values known completely and the layer whose output they are."""
+
+    value: Tensor | None
+    name: str | None
+    layers: tuple[Layer, ...]
+    stopped: str | None
 
 
 class Stop(Exception):
@@ -62,7 +69,8 @@ def peel(model: nn.Module, leak: Leak, *, label: int | None = None) -> Recovery:
     answer (of the leak's length where it was clipped): below about 1e-3 the picture is right, near
     1 it is wrong. ``layers`` has the residual of each layer. Where the equations run out,
     ``images`` is ``None``, ``stopped_at`` says where and why, and ``features`` ``[1, …]`` is the
-    exact input of the last layer that was solved: ``invert_features`` goes on from there.
+    exact input of the last layer that was solved, as the output of the layer ``features_at``:
+    ``invert_features`` goes on from there.
 
     ``label`` is inferred unless given; it is needed where the last layer has no bias, and for the
     check. Source: Zhu & Blaschko 2021 and Zhao et al. 2020. Chapter 05.
@@ -77,23 +85,25 @@ def peel(model: nn.Module, leak: Leak, *, label: int | None = None) -> Recovery:
     gradients = check_leak(model, leak)
     links = read_chain(model, leak.image_shape)
     label = infer_label(links, gradients) if label is None else _checked(label, links)
-    state, layers, stopped = walk(links, gradients, label)
-    reference = next(model.parameters())
+    found = walk(links, gradients, label)
+    reference = next(model.parameters()).detach()
     labels = None if label is None else torch.tensor([label], device=reference.device)
-    value = None if state is None else state.value[None].to(reference.detach())
+    value = None if found.value is None else found.value[None].to(reference)
+    done = found.stopped is None
     loss = math.nan
-    if stopped is None and state is not None and label is not None:
-        loss = distance(model, leak, state.value[None], torch.tensor([label]))
+    if done and label is not None and found.value is not None:
+        loss = distance(model, leak, found.value[None], torch.tensor([label]))
     return Recovery(
-        images=value if stopped is None else None,
+        images=value if done else None,
         labels=labels,
         method="peel",
         loss=loss,
-        evaluations=1 if stopped is None else 0,
+        evaluations=int(done),
         seconds=time.process_time() - start,
-        layers=tuple(layers),
-        stopped_at=stopped,
-        features=value if stopped is not None else None,
+        layers=found.layers,
+        stopped_at=found.stopped,
+        features=None if done else value,
+        features_at=found.name,
     )
 
 
@@ -120,34 +130,35 @@ def infer_label(links: tuple[Link, ...], gradients: dict[str, Tensor]) -> int | 
     return int(column.argmax() if positive * 2 < len(column) else column.argmin())
 
 
-def walk(
-    links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | None
-) -> tuple[State | None, list[Layer], str | None]:
-    """From the last layer to the first: the state at the end, the protocol, where it stopped.
+def walk(links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | None) -> Walk:
+    """From the last layer to the first, as far as the equations reach.
 
     Above the lowest linear layer with a bias nothing is needed, as ``∂b`` is its ``δ``: a layer
     that has no inverse stops the walk only where no such layer follows further down.
     """
     state: State | None = None
+    whole: tuple[Tensor, str] | None = None
     layers: list[Layer] = []
-    stopped: str | None = "nothing was solved: the model has no linear layer with a gradient"
+    stopped = "the model has no linear layer with a gradient to start from"
     for index in reversed(range(len(links))):
         link = links[index]
         try:
-            before, layer = _step(
-                link, gradients, state, label if index + 1 == len(links) else None
-            )
+            state, layer = _step(link, gradients, state, label if link is links[-1] else None)
         except Stop as reason:
-            if state is not None or layers == []:
+            if state is not None or not layers:
                 stopped = f"{link.title}: {reason}"
             if state is not None and not _restarts(links[:index], gradients):
-                return state, layers, stopped
+                break
             state = None
             continue
-        state = before
         if layer is not None:
             layers.append(layer)
-    return state, layers, stopped if state is None else None
+        if index > 0 and bool((state.trust > 0).all()):
+            whole = state.value, links[index - 1].name
+        if index == 0:
+            return Walk(state.value, None, tuple(layers), None)
+    value, name = whole if whole is not None else (None, None)
+    return Walk(value, name, tuple(layers), stopped)
 
 
 def _restarts(links: tuple[Link, ...], gradients: dict[str, Tensor]) -> bool:
@@ -201,7 +212,7 @@ def _linear(
     x = weight.T @ delta / delta.square().sum()
     residual = relative(weight - torch.outer(delta, x), weight)
     layer = Layer(link.title, what, residual)
-    return State(x, own.T @ delta, torch.ones_like(x), max(ROUNDING, residual)), layer
+    return State(x, own.T @ delta, torch.ones_like(x), residual), layer
 
 
 def _activation(link: Link, after: State) -> tuple[State, Layer]:

@@ -167,7 +167,8 @@ class Recovery:
     """What an attack got out of a ``Leak``.
 
     ``images`` ``[b, *image_shape]`` as found, not clamped (``None`` where the attack stopped:
-    ``stopped_at`` says at which layer and why, ``features`` holds its exact input, if known).
+    ``stopped_at`` says at which layer and why; ``features`` holds what was solved last, if
+    anything was: the exact output of the layer ``features_at``).
     ``loss`` is the attack's own objective at the answer: an attacker can see it, unlike a PSNR.
     ``evaluations`` counts evaluations of the objective, over all restarts; ``seconds`` is process
     CPU time; ``history`` the objective of the chosen restart at each evaluation.
@@ -185,6 +186,7 @@ class Recovery:
     layers: tuple[Layer, ...] = ()
     stopped_at: str | None = None
     features: Tensor | None = None
+    features_at: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
