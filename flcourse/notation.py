@@ -49,4 +49,6 @@ NAMES: tuple[Name, ...] = (
     Name(r"L", "loss", "cross-entropy, mean over a batch", "nats", "02"),
     Name(r"s", "seed", "start of every random draw", "integer", "01"),
     Name(r"\bar p", "mean_prediction", "mean softmax of a model over a batch", "`[k]`", "04"),
+    Name(r"g", "gradients", "the gradient that was sent, by parameter", "as the weights", "03"),
+    Name(r"\hat x", "images", "the attacker's picture", "`[b, c, h, w]`", "03"),
 )

@@ -117,7 +117,7 @@ def test_every_objective_names_an_exercise_that_exists(case):
 @each(NUMBERED)
 def test_at_least_one_control_and_one_claim(case):
     code = "\n".join(cell.source for cell in cells(case) if cell.cell_type == "code")
-    assert re.search(r"\b(scrubber|lab|widgets\.\w+)\(", code), "no control"
+    assert re.search(r"\b(scrubber|lab|emerging|widgets\.\w+)\(", code), "no control"
     assert "claim(" in code, "no claim"
 
 
