@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from flcourse.attacks.observe import observe_gradient, observe_update
-from flcourse.attacks.recover import METHODS, recover
+from flcourse.attacks.recover import METHODS, _features_are_exact, recover
 from flcourse.data import load_dataset
 from flcourse.defences import SIMPLE_DEFENCES
-from flcourse.metrics import psnr
-from flcourse.models import MLP, LeNet
+from flcourse.metrics import flat_floor, psnr
+from flcourse.models import MLP, LeNet, SimpleCNN
 
 PHOTOS = load_dataset("photos").train
 ONE, LABEL = PHOTOS.inputs[3:4], PHOTOS.labels[3:4]
@@ -80,6 +80,17 @@ def test_what_does_not_fit_is_refused(method, given, words):
     with pytest.raises(ValueError, match=words):
         recover(model, observe_gradient(model, ONE, LABEL), method, **given)
     assert method in METHODS or method == "guess"
+
+
+def test_where_pooling_stops_the_algebra_the_exact_features_are_inverted():
+    model = SimpleCNN(10, seed=3)
+    leak = observe_gradient(model, ONE, LABEL)
+    assert recover(model, leak, "peel").stopped_at
+    found = recover(model, leak, snapshots=4)
+    assert float(psnr(ONE, found.images)) > float(flat_floor(ONE)) + 6
+    assert found.evaluations > 10 and len(found.snapshots) > 1 and found.labels.tolist() == [3]
+    noisy = SIMPLE_DEFENCES["noise 1e-2"](leak, 0)
+    assert not _features_are_exact(recover(model, noisy, "peel"))
 
 
 def test_a_model_of_ones_own():

@@ -13,8 +13,9 @@ from PIL import Image
 from flcourse import attack_options as options
 from flcourse import defences
 from flcourse.attack_options import settings_of
-from flcourse.attacks import basis, objective, optimise, presets, recover, scene
+from flcourse.attacks import basis, objective, optimise, presets, report, scene
 from flcourse.attacks.observe import aggregate, observe_gradient, observe_round
+from flcourse.attacks.recover import METHODS
 from flcourse.attacks.types import Leak
 from flcourse.cli import main
 from flcourse.data import load_dataset
@@ -154,6 +155,17 @@ def test_a_taken_folder_is_refused_and_overwrite_replaces_it(attack, tmp_path):
     assert read(tmp_path / "a/metrics.json")["method"] == "divide"
 
 
+def test_an_attack_that_stops_says_where_and_one_that_goes_on_has_a_score(attack, tmp_path):
+    given = ["--model", "simple-cnn", "--indices", "3"]
+    code, out, err = attack(*given, "--method", "peel", "--out", "a")
+    assert code == 0 and "no picture, peel stopped at 5 (MaxPool2d)" in out, err
+    numbers = read(tmp_path / "a/metrics.json")
+    assert numbers["success"] == [False] and not numbers["recovered"]
+    assert numbers["psnr"][0] < numbers["floor"][0] and (tmp_path / "a/reconstruction.png").exists()
+    went_on = numbers | {"recovered": True, "method": "peel, then features"}
+    assert "client-0: peel, then features, PSNR" in report.sentence("client-0", went_on)
+
+
 def test_your_own_picture(attack, tmp_path):
     pixels = (PHOTOS.inputs[2] * 255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(tmp_path / "me.png")
@@ -249,7 +261,7 @@ def test_a_stored_model_is_the_model(tmp_path):
 
 
 def test_the_lists_of_names_are_those_of_the_attacks():
-    assert options.METHODS == recover.METHODS
+    assert options.METHODS == METHODS
     assert tuple(scene.MODELS) == options.MODELS
     assert tuple(scene.ACTIVATIONS) == options.ACTIVATIONS
     assert tuple(map(scene.slug, defences.SIMPLE_DEFENCES)) == options.DEFENCES

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from flcourse.attacks.exact import exact_batch
+from flcourse.attacks.features import invert_features
 from flcourse.attacks.inversion import match_gradients
 from flcourse.attacks.linear import divide
 from flcourse.attacks.recursive import peel
@@ -17,6 +17,7 @@ from flcourse.attacks.types import Leak, Recovery
 METHODS = ("auto", "peel", "match", "divide", "exact", "features")
 # Closed forms check themselves (`Recovery.loss`): above this the answer does not explain the leak.
 TRUSTED = 1e-2
+EXACT = 1e-3  # relative residual of a layer; under noise or pruning it is above 0.1
 
 
 def recover(
@@ -36,12 +37,12 @@ def recover(
     noise or pruning):
 
     1. one sample: ``"divide"``, where a linear layer sees the picture first;
-    2. one sample: ``"peel"``, the closed form layer by layer;
+    2. one sample: ``"peel"``, the closed form layer by layer, and where it stops at exact features,
+       ``"features"``, the picture that has them;
     3. a batch: ``"exact"``, where a linear layer with ReLU sees the pictures first;
-    4. ``"match"``, gradient matching, which always applies (and begins at the exact features where
-       the closed form knows some).
+    4. ``"match"``, gradient matching, which always applies.
 
-    ``"features"`` peels as far as it goes and inverts the features that it got.
+    Each can be chosen by its name, too.
 
     ``labels`` ``[b]`` if the attacker knows them, None to infer them, ``"optimise"`` to find them
     with the picture (``"match"``). ``options`` are those of ``match_gradients`` (``preset``,
@@ -62,10 +63,12 @@ def recover(
         raise ValueError(f"method={method!r} does not read {read}: use method='match'")
     if method == "auto":
         return _cheapest(model, leak, labels, seed, snapshots)
-    return _closed(model, leak, method, labels, seed)
+    return _closed(model, leak, method, labels, seed, snapshots)
 
 
-def _closed(model: nn.Module, leak: Leak, method: str, labels: Any, seed: int) -> Recovery:
+def _closed(
+    model: nn.Module, leak: Leak, method: str, labels: Any, seed: int, snapshots: int
+) -> Recovery:
     if method == "divide":
         return divide(model, leak)
     if method == "exact":
@@ -73,9 +76,7 @@ def _closed(model: nn.Module, leak: Leak, method: str, labels: Any, seed: int) -
     label = None if labels is None or leak.batch_size > 1 else int(labels[0])
     start = peel(model, leak, label=label)
     if method == "features":
-        features = importlib.import_module("flcourse.attacks.features")
-        found: Recovery = features.invert_features(model, start)
-        return found
+        return invert_features(model, leak, start, snapshots=snapshots, seed=seed)
     return start
 
 
@@ -83,7 +84,9 @@ def _cheapest(model: nn.Module, leak: Leak, labels: Any, seed: int, snapshots: i
     spent = 0.0
     for method in ("divide", "peel") if leak.batch_size == 1 else ("exact",):
         try:
-            found = _closed(model, leak, method, labels, seed)
+            found = _closed(model, leak, method, labels, seed, snapshots)
+            if _features_are_exact(found):
+                found = invert_features(model, leak, found, snapshots=snapshots, seed=seed)
         except ValueError:  # it says that it does not apply to this model or message
             continue
         spent += found.seconds
@@ -91,3 +94,9 @@ def _cheapest(model: nn.Module, leak: Leak, labels: Any, seed: int, snapshots: i
             return replace(found, seconds=spent)
     found = match_gradients(model, leak, labels=labels, seed=seed, snapshots=snapshots)
     return replace(found, seconds=spent + found.seconds)
+
+
+def _features_are_exact(found: Recovery) -> bool:
+    """Whether the closed form stopped at features that solve every equation down to them."""
+    worst = max((layer.residual for layer in found.layers), default=1.0)
+    return found.images is None and found.features is not None and worst < EXACT

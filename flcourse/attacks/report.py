@@ -92,6 +92,7 @@ def metrics(
         "loss": recovery.loss,
         "restart_losses": list(recovery.restart_losses),
         "evaluations": recovery.evaluations,
+        "recovered": recovery.images is not None,
         "stopped_at": recovery.stopped_at,
         "labels": found,
         "label_names": _names(found, classes),
@@ -112,7 +113,7 @@ def save_json(path: Path, content: Any) -> None:
 
 def sentence(name: str, numbers: Mapping[str, Any]) -> str:
     """One line for the terminal: what came back."""
-    if numbers["stopped_at"]:
+    if not numbers["recovered"]:
         return f"{name}: no picture, {numbers['method']} stopped at {numbers['stopped_at']}"
     if "psnr" not in numbers:
         return f"{name}: {numbers['method']}, loss {numbers['loss']:.2g}; no truth, so no score"
