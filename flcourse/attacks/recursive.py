@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flcourse.attacks.biasfree import last_input
 from flcourse.attacks.chain import Link, channel_affine, check_leak, read_chain
-from flcourse.attacks.deconvolve import Solution, conv_back, relative, solve_input
+from flcourse.attacks.deconvolve import conv_back, relative, solve_input
 from flcourse.attacks.inverses import invert
 from flcourse.attacks.labels import sign_rule
 from flcourse.attacks.types import Layer, Leak, Recovery, task_loss
@@ -139,13 +139,15 @@ def walk(links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | Non
     state: State | None = None
     whole: tuple[Tensor, str] | None = None
     layers: list[Layer] = []
-    stopped = "the model has no linear layer with a gradient to start from"
+    stopped = ""
     for index in reversed(range(len(links))):
         link = links[index]
+        if state is None and link.kind not in ("linear", "opaque"):
+            continue  # nothing is known behind it, and nothing needs to be
         try:
             state, layer = _step(link, gradients, state, label if link is links[-1] else None)
         except Stop as reason:
-            if state is not None or not layers:
+            if state is not None or not stopped:
                 stopped = f"{link.title}: {reason}"
             if state is not None and not _restarts(links[:index], gradients):
                 break
@@ -158,7 +160,8 @@ def walk(links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | Non
         if index == 0:
             return Walk(state.value, None, tuple(layers), None)
     value, name = whole if whole is not None else (None, None)
-    return Walk(value, name, tuple(layers), stopped)
+    none = "no linear layer has a gradient to start from"
+    return Walk(value, name, tuple(layers), stopped or f"{links[0].title}: {none}")
 
 
 def _restarts(links: tuple[Link, ...], gradients: dict[str, Tensor]) -> bool:
@@ -177,8 +180,7 @@ def _step(
         return _linear(link, gradients, after, label)
     if link.kind == "opaque":
         raise Stop(link.why)
-    if after is None:
-        raise Stop("nothing is known behind it")
+    assert after is not None
     if link.kind == "conv":
         return _conv(link, gradients, after)
     if link.kind == "activation":
@@ -211,7 +213,9 @@ def _linear(
         raise Stop("it has no bias, so its input is known up to a factor only; give label=")
     x = weight.T @ delta / delta.square().sum()
     residual = relative(weight - torch.outer(delta, x), weight)
-    layer = Layer(link.title, what, residual)
+    # Every row of a neuron with δ ≠ 0 is the input once more.
+    equations = int((delta != 0).sum()) * len(x)
+    layer = Layer(link.title, what, residual, equations, len(x))
     return State(x, own.T @ delta, torch.ones_like(x), residual), layer
 
 
@@ -224,7 +228,8 @@ def _activation(link: Link, after: State) -> tuple[State, Layer]:
     open_ = float(inverse.known.double().mean())
     what = "z = act⁻¹(h)" if open_ == 1 else f"z = h where h > 0 ({open_:.0%})"
     state = State(inverse.z, after.delta * inverse.slope, trust * after.trust, after.error)
-    return state, Layer(link.title, what, residual)
+    counts = int(inverse.known.sum()), inverse.z.numel()
+    return state, Layer(link.title, what, residual, *counts)
 
 
 def _affine(link: Link, after: State) -> tuple[State, Layer]:
@@ -246,13 +251,9 @@ def _conv(link: Link, gradients: dict[str, Tensor], after: State) -> tuple[State
         raise Stop(f"{solved.equations:,} equations for {solved.unknowns:,} unknowns")
     delta = conv_back(conv, after.delta, link.in_shape)
     error = max(solved.gradient_residual, solved.forward_residual)
-    what = f"∂W = G(δ)x (rank {solved.rank}) and conv(x) = z: {_ratio(solved)}"
+    what = f"∂W = G(δ)x, of rank {solved.rank}, and conv(x) = z"
     state = State(solved.x, delta, torch.ones_like(solved.x), max(after.error, error))
-    return state, Layer(link.title, what, error)
-
-
-def _ratio(solved: Solution) -> str:
-    return f"{solved.equations:,} equations, {solved.unknowns:,} unknowns"
+    return state, Layer(link.title, what, error, solved.equations, solved.unknowns)
 
 
 @torch.enable_grad()

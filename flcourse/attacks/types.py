@@ -155,11 +155,16 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Layer:
-    """One line of a closed-form attack's protocol: which layer, what was solved, how exactly."""
+    """One line of a closed-form attack's protocol: which layer, what was solved, how exactly.
+
+    ``equations`` (independent ones) and ``unknowns`` are counted where the attack solves a system.
+    """
 
     name: str
     what: str
     residual: float
+    equations: int | None = None
+    unknowns: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
