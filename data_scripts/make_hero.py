@@ -10,33 +10,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from flcourse import metrics, models, viz
+from flcourse import attacks, metrics, models, viz
 from flcourse.data import load_dataset
 
 TARGET = Path(__file__).resolve().parents[1] / "assets" / "hero.png"
 
 
 def leak() -> tuple[Tensor, Tensor, Tensor]:
-    """Client 3's photo, the gradient that is sent, and what it gives back.
-
-    The gradient is that of one linear layer with a cross-entropy loss. In the row of class j the
-    weights' gradient is (the bias's gradient) times the photo, so one division returns the photo.
+    """Client 3's photo, the gradient that is sent, and what the attack of chapter 03 makes of it.
 
     Returns:
-        photo `[1, c, h, w]`, gradient row `[d]` (weights, then biases), recovered `[1, c, h, w]`.
+        photo `[1, c, h, w]`, gradient row `[d]`, recovered `[1, c, h, w]`, clamped to [0, 1].
     """
     photos, _ = load_dataset("photos")
     photo, label = photos.inputs[:1], photos.labels[:1]
-    network = models.Logistic(photo.numel(), num_classes=10, seed=0)
-    loss = F.cross_entropy(network(photo), label)
-    weight, bias = torch.autograd.grad(loss, list(network.parameters()))
-    row = bias.abs().argmax()
-    recovered = (weight[row] / bias[row]).reshape(photo.shape)
-    return photo, torch.cat([weight.flatten(), bias]), recovered
+    model = models.LeNet(seed=0)
+    message = attacks.observe_gradient(model, photo, label)
+    recovered = attacks.match_gradients(model, message).images
+    assert recovered is not None  # a search always has a best point
+    return photo, message.row, recovered.clamp(0, 1)
 
 
 def main() -> None:
