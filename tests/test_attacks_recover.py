@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from flcourse.attacks.explain import explain
 from flcourse.attacks.observe import observe_gradient, observe_update
 from flcourse.attacks.recover import METHODS, _features_are_exact, recover
 from flcourse.data import load_dataset
@@ -90,7 +91,15 @@ def test_where_pooling_stops_the_algebra_the_exact_features_are_inverted():
     assert float(psnr(ONE, found.images)) > float(flat_floor(ONE)) + 6
     assert found.evaluations > 10 and len(found.snapshots) > 1 and found.labels.tolist() == [3]
     noisy = SIMPLE_DEFENCES["noise 1e-2"](leak, 0)
-    assert not _features_are_exact(recover(model, noisy, "peel"))
+    assert not _features_are_exact(recover(model, noisy, "peel"), noisy)
+
+
+@pytest.mark.parametrize("name", [LeNet, SimpleCNN, MLP])
+def test_it_takes_what_explain_recommends(name):
+    model = name(3072, seed=0) if name is MLP else name(10, seed=0)
+    found = recover(model, observe_gradient(model, ONE, LABEL))
+    advice = explain(model, (3, 32, 32)).attack
+    assert advice in found.method, (advice, found.method)
 
 
 def test_a_model_of_ones_own():

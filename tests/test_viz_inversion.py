@@ -50,7 +50,9 @@ FIGURES = {
     "layers": lambda: viz.layer_protocol(
         [Layer("7 Linear", "input", 0.0), ("0 Conv2d", "picture", 2e-5)]
     ),
-    "equations": lambda: viz.equations_and_unknowns([("a", 900, 3072), ("b", 9999, 768)]),
+    "equations": lambda: viz.equations_and_unknowns(
+        [("a", 900, 3072), ("b", 9999, 768), ("c", None, 5)]
+    ),
 }  # fmt: skip
 
 
@@ -83,7 +85,7 @@ def test_captions_are_computed_from_what_is_drawn() -> None:
     assert "1 of 2 labels (1 missed, 3 wrong)" in said["gradient of many"]
     assert "90 % of runs or more: noise." in said["label_and_picture"]
     assert "largest 2e−05, at 0 Conv2d" in said["layers"]
-    assert "unknowns (amber): a." in said["equations"]
+    assert "or not solved: a, c." in said["equations"]
 
 
 def test_damage_meets_its_level_and_blur_ends_at_the_flat_picture() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +16,9 @@ from flcourse.attacks.recursive import peel
 from flcourse.attacks.types import Leak, Recovery
 
 METHODS = ("auto", "peel", "match", "divide", "exact", "features")
-# Closed forms check themselves (`Recovery.loss`): above this the answer does not explain the leak.
+# Closed forms check themselves: above this relative residual the answer does not explain the leak
+# (exact ones lie below 1e-3, noise, pruning and rounding above 0.1).
 TRUSTED = 1e-2
-EXACT = 1e-3  # relative residual of a layer; under noise or pruning it is above 0.1
 
 
 def recover(
@@ -85,7 +86,7 @@ def _cheapest(model: nn.Module, leak: Leak, labels: Any, seed: int, snapshots: i
     for method in ("divide", "peel") if leak.batch_size == 1 else ("exact",):
         try:
             found = _closed(model, leak, method, labels, seed, snapshots)
-            if _features_are_exact(found):
+            if _features_are_exact(found, leak):
                 found = invert_features(model, leak, found, snapshots=snapshots, seed=seed)
         except ValueError:  # it says that it does not apply to this model or message
             continue
@@ -96,7 +97,9 @@ def _cheapest(model: nn.Module, leak: Leak, labels: Any, seed: int, snapshots: i
     return replace(found, seconds=spent + found.seconds)
 
 
-def _features_are_exact(found: Recovery) -> bool:
-    """Whether the closed form stopped at features that solve every equation down to them."""
+def _features_are_exact(found: Recovery, leak: Leak) -> bool:
+    """Whether the closed form stopped at exact features that say enough, as ``explain`` has it."""
     worst = max((layer.residual for layer in found.layers), default=1.0)
-    return found.images is None and found.features is not None and worst < EXACT
+    if found.images is not None or found.features is None or worst > TRUSTED:
+        return False
+    return found.features.numel() * 4 >= math.prod(leak.image_shape)

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from flcourse.viz.base import (
     COLOURS,
+    FAINT,
     PAGE_WIDTH,
     Figure,
     house_style,
@@ -128,35 +129,49 @@ _LINE = 70  # characters of 11.5 pt in the width of the page
 def equations_and_unknowns(rows: Sequence[Any], *, caption: str = "") -> Figure:
     """For each layer, how many equations its gradient gives for how many unknowns.
 
-    ``rows`` are triples ``(name, equations, unknowns)``, or objects with these attributes. Bars on
-    a linear axis from 0; where there are fewer equations than unknowns, the bar is amber.
+    ``rows`` are those of ``attacks.explain``, or triples ``(name, equations, unknowns)``, where
+    equations may be None: the algebra stopped there, or did not come so far. A logarithmic axis;
+    where there are fewer equations than unknowns, their dot is amber.
     """
-    parts = [_parts(row, ("name", "equations", "unknowns")) for row in rows]
-    canvas, axes = new_figure(PAGE_WIDTH, 0.75 + 0.82 * len(parts))
-    most = max(max(float(e), float(u)) for _, e, u in parts)
+    parts = [_counts(row) for row in rows]
+    canvas, axes = new_figure(PAGE_WIDTH, 0.85 + 0.56 * len(parts))
+    axes.set_xscale("log")
+    numbers = [count for _, *counts in parts for count in counts if count]
+    least, most = min(numbers), max(numbers)
+    across = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
     short = []
     for place, (name, equations, unknowns) in enumerate(parts):
-        lacking = equations < unknowns
-        short += [str(name)] if lacking else []
+        lacking = (equations or 0) < unknowns
+        short += [name] if lacking else []
         colour = COLOURS["warning"] if lacking else COLOURS["attacker"]
-        axes.text(0, place - 0.2, str(name), weight="bold", va="bottom", size=12)
-        for shift, count, word, fill in (
-            (0.0, equations, "equations", colour),
-            (0.3, unknowns, "unknowns", COLOURS["private"]),
-        ):
-            axes.barh(place + shift, count, height=0.26, color=fill)
-            axes.annotate(f"{count:,} {word}", (count, place + shift), xytext=(5, 0), size=11.5,
-                          textcoords="offset points", va="center")  # fmt: skip
-    axes.set(xlim=(0, most * 1.42), ylim=(len(parts) - 0.45, -0.62), yticks=[], xlabel="count")
+        axes.hlines(place, min(equations or unknowns, unknowns), max(equations or 0, unknowns),
+                    color=FAINT, lw=3, zorder=1)  # fmt: skip
+        axes.plot(unknowns, place, "o", color=COLOURS["private"], ms=10, zorder=2)
+        if equations:
+            axes.plot(equations, place, "D", color=colour, ms=7, zorder=3)
+        said = f"{equations:,} equations" if equations else "not solved"
+        axes.text(0.0, place - 0.2, name, weight="bold", **across)
+        axes.text(1.0, place - 0.2, f"{said}, {unknowns:,} unknowns", ha="right",
+                  size=11.5, **across)  # fmt: skip
+    axes.set(xlim=(least / 2, most * 2), ylim=(len(parts) - 0.55, -0.85), yticks=[])
+    axes.set_xlabel("count (diamond: equations, circle: unknowns)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.spines["left"].set_visible(False)
     text = (
-        "Each entry of a layer's gradient is one equation; each value of the layer's input is one "
-        f"unknown. Fewer equations than unknowns (amber): {', '.join(short) or 'no layer'}."
+        "Equations (diamonds): what a layer's gradient and its output say about its input. "
+        "Unknowns (circles): the values of that input. Fewer equations than unknowns, or not "
+        f"solved: {', '.join(short) or 'no layer'}."
     )
-    alt = f"Paired bars of equations and unknowns for {len(parts)} layers."
+    alt = f"Pairs of dots for equations and unknowns for {len(parts)} layers."
     return Figure(canvas, alt=alt, caption=join(text, caption))
+
+
+def _counts(row: Any) -> tuple[str, int | None, int]:
+    if hasattr(row, "layer"):
+        return str(row.layer), row.equations, row.unknowns
+    name, equations, unknowns = _parts(row, ("name", "equations", "unknowns"))
+    return str(name), equations, unknowns
 
 
 def _parts(row: Any, names: tuple[str, str, str]) -> tuple[Any, Any, Any]:
