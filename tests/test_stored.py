@@ -51,10 +51,36 @@ def cifar10():
     assert again == pytest.approx(made["probe_loss"][0], abs=2 * spread)
 
 
+def label_counts():
+    made, maker = stored("label_counts"), script("label_counts")
+    clients, models = maker.rounds_of("dirichlet", seed=1, last=5)
+    test = load_dataset("glyphs").test
+    public = test.inputs[: maker.NUM_PUBLIC], test.labels[: maker.NUM_PUBLIC]
+    batches = list(maker.batches(clients, 8, seed=1))
+    found = [maker.counted(models[5], *batch, public) for batch in batches]
+    for method, shares in made["dirichlet B=8 round=5"].items():
+        again = np.mean([one[method] for one in found])
+        assert again == pytest.approx(shares[1], abs=0.05), method  # 80 labels
+
+
+def labels_under_defences():
+    made, maker = stored("labels_under_defences"), script("labels_under_defences")
+    for rule, counts in made["noise 1e-1"].items():
+        if rule != "psnr":
+            read = [maker.labels_read(3, "noise 1e-1", seed)[rule] for seed in maker.SEEDS]
+            assert sum(read) == pytest.approx(counts[3], abs=1), rule
+    for defence, tolerance in (("noise 1e-2", 2), ("keep 10 %", 6)):
+        again = maker.picture_psnr(maker.PICTURES[1], defence, seed=0)
+        assert again == pytest.approx(made[defence]["psnr"][1], abs=tolerance)
+    assert list(made) == [*maker.DEFENCES, "floors"]
+
+
 RECOMPUTE = {
     "fedavg_communication": communication,
     "fedavg_variations": variations,
     "cifar10_fedavg": cifar10,
+    "label_counts": label_counts,
+    "labels_under_defences": labels_under_defences,
 }
 
 
