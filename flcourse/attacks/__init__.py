@@ -8,6 +8,7 @@ An attack is a function of a model and a ``Leak``; the pictures are not in it:
 """
 
 from flcourse.attacks.exact import exact_batch
+from flcourse.attacks.explain import Explanation, explain
 from flcourse.attacks.features import invert_features
 from flcourse.attacks.inversion import match_gradients
 from flcourse.attacks.labels import infer_labels
@@ -26,6 +27,7 @@ from flcourse.attacks.scoring import score, succeeded, summary
 from flcourse.attacks.types import LabelGuess, Layer, Leak, Recovery, Scores, Snapshot
 
 __all__ = [
+    "Explanation",
     "LabelGuess",
     "Layer",
     "Leak",
@@ -35,6 +37,7 @@ __all__ = [
     "aggregate",
     "divide",
     "exact_batch",
+    "explain",
     "infer_labels",
     "invert_features",
     "match_gradients",
