@@ -6,14 +6,17 @@ something untrue cannot be built. ``stored`` loads what a ``data_scripts/make_*.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import html
+import io
 import json
 import math
 import re
 import string
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from flcourse.runtime import finite_json, profile, provenance
 
 CLAIM_MIME = "application/vnd.flcourse.claim+json"
 RESULTS = Path(__file__).parent / "assets" / "results"
-# A stored result travels in the wheel: curves and tables fit, models and pictures do not.
+# A stored result travels in the wheel: curves, tables and thumbnails fit, models do not.
 MAX_STORED_BYTES = 200_000
 
 
@@ -143,6 +146,7 @@ class Stored(Mapping[str, Any]):
     seeds: list[int]
     made_on: str
     provenance: dict[str, Any]
+    sheet: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:
         try:
@@ -155,6 +159,11 @@ class Stored(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    @cached_property
+    def pictures(self) -> dict[str, torch.Tensor]:
+        """Stored thumbnails by name, each ``[3, h, w]`` in [0, 1]; JPEG, so right to about 1 %."""
+        return _from_sheet(self.sheet) if self.sheet else {}
 
     @property
     def note(self) -> str:
@@ -183,13 +192,21 @@ def stored(name: str) -> Stored:
     return Stored(
         name=name, data=record["results"], config=record["config"], seeds=record["seeds"],
         made_on=record["provenance"]["date"], provenance=record["provenance"],
+        sheet=record.get("pictures", {}),
     )  # fmt: skip
 
 
-def save_stored(name: str, *, config: Mapping[str, Any], results: Mapping[str, Any]) -> Path:
+def save_stored(
+    name: str,
+    *,
+    config: Mapping[str, Any],
+    results: Mapping[str, Any],
+    pictures: Mapping[str, torch.Tensor] | None = None,
+) -> Path:
     """Write ``results`` to ``flcourse/assets/results/NAME.json`` with all that explains them.
 
     ``config`` must say which seeds were run: ``{"seeds": [0, 1, 2], ...}`` or ``{"seed": 0, ...}``.
+    ``pictures`` are thumbnails by name, ``[3, h, w]`` in [0, 1], all of one size, kept as one JPEG.
     Raises ``ValueError`` without seeds, for a NaN, or above ``MAX_STORED_BYTES``.
     """
     seeds = config.get("seeds", [config["seed"]] if "seed" in config else None)
@@ -204,16 +221,38 @@ def save_stored(name: str, *, config: Mapping[str, Any], results: Mapping[str, A
     }
     if _has_nan(record["results"]):
         raise ValueError(f"results of {name!r} hold a NaN: store what happened instead, as a text")
+    if pictures:
+        record["pictures"] = _to_sheet(pictures)
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     if (size := len(text.encode())) > MAX_STORED_BYTES:
         raise ValueError(
             f"{name!r} would take {size:,} bytes of the wheel, the limit is {MAX_STORED_BYTES:,}: "
-            "keep curves and tables, leave out models and pictures"
+            "keep curves and tables, leave out models and most pictures"
         )
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _to_sheet(pictures: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Thumbnails side by side in one JPEG (no chroma subsampling), as base64."""
+    from PIL import Image
+
+    row = torch.cat([picture.detach().cpu().clamp(0, 1) for picture in pictures.values()], dim=2)
+    levels = (row * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    raw = io.BytesIO()
+    Image.fromarray(levels).save(raw, "JPEG", quality=88, subsampling=0, optimize=True)
+    return {"names": list(pictures), "jpeg": base64.b64encode(raw.getvalue()).decode("ascii")}
+
+
+def _from_sheet(sheet: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    from PIL import Image
+
+    levels = np.array(Image.open(io.BytesIO(base64.b64decode(sheet["jpeg"]))).convert("RGB"))
+    row = torch.from_numpy(levels).permute(2, 0, 1).float() / 255
+    each = row.chunk(len(sheet["names"]), dim=2)
+    return dict(zip(sheet["names"], each, strict=True))
 
 
 def _rounded(value: Any) -> Any:

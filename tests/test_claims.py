@@ -87,6 +87,17 @@ def test_stored_round_trips(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
         result["loss"]
 
 
+def test_stored_thumbnails_come_back_by_name(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(claims, "RESULTS", tmp_path)
+    ramp = torch.linspace(0, 1, 32).expand(3, 32, 32)
+    given = {"ramp": ramp, "turned": ramp.flip(2), "out of range": 2 * ramp}
+    save_stored("pictures", config={"seed": 0}, results={"psnr": 1.0}, pictures=given)
+    made = stored("pictures")
+    assert list(made.pictures) == list(given) and dict(made) == {"psnr": 1.0}
+    for name, picture in given.items():
+        assert (made.pictures[name] - picture.clamp(0, 1)).abs().max() < 0.03, name
+
+
 def test_an_unknown_stored_name_lists_what_exists(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(claims, "RESULTS", tmp_path)
     save_stored("dlg", config={"seed": 3}, results={"psnr": 1.0})
