@@ -6,7 +6,6 @@ with one decomposition for all input channels of a convolution instead of one de
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from dataclasses import dataclass
@@ -14,12 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flcourse.attacks.biasfree import last_input
+from flcourse.attacks.biasfree import last_deltas
 from flcourse.attacks.chain import Link, channel_affine, check_leak, read_chain
 from flcourse.attacks.deconvolve import conv_back, relative, solve_input
 from flcourse.attacks.inverses import invert
 from flcourse.attacks.labels import sign_rule
-from flcourse.attacks.types import Layer, Leak, Recovery, task_loss
+from flcourse.attacks.types import Layer, Leak, Recovery
+from flcourse.attacks.verify import check_answer
+
+# An error e of an output h is e / act'(z) of z: slopes below this part of the steepest weigh less.
+SOFT_SLOPE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -85,26 +88,50 @@ def peel(model: nn.Module, leak: Leak, *, label: int | None = None) -> Recovery:
     gradients = check_leak(model, leak)
     links = read_chain(model, leak.image_shape)
     label = infer_label(links, gradients) if label is None else _checked(label, links)
-    found = walk(links, gradients, label)
+    tried = []
+    for guess, delta in _starts(links, gradients, label):
+        found, loss = walk(links, gradients, delta), math.nan
+        if found.stopped is None and found.value is not None:
+            loss = check_answer(model, leak, links, gradients, found.value[None], guess)
+        tried.append((guess, found, loss))
+    guess, found, loss = min(tried, key=_promise)
     reference = next(model.parameters()).detach()
-    labels = None if label is None else torch.tensor([label], device=reference.device)
     value = None if found.value is None else found.value[None].to(reference)
     done = found.stopped is None
-    loss = math.nan
-    if done and label is not None and found.value is not None:
-        loss = distance(model, leak, found.value[None], torch.tensor([label]))
     return Recovery(
         images=value if done else None,
-        labels=labels,
+        labels=None if guess is None else torch.tensor([guess], device=reference.device),
         method="peel",
         loss=loss,
-        evaluations=int(done),
+        evaluations=sum(found.stopped is None for _, found, _ in tried),
         seconds=time.process_time() - start,
         layers=found.layers,
         stopped_at=found.stopped,
         features=None if done else value,
         features_at=found.name,
     )
+
+
+def _starts(
+    links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | None
+) -> list[tuple[int | None, Tensor | None]]:
+    """Labels to try, each with the last layer's ``δ`` where that has no bias to give it."""
+    last = links[-1]
+    weight = gradients.get(last.parameter("weight"))
+    if last.kind != "linear" or weight is None or last.parameter("bias") in gradients:
+        return [(label, None)]
+    labels = [label] if label is not None else list(range(max(2, len(weight))))
+    own = last.module.weight
+    assert isinstance(own, Tensor)
+    found = [(y, delta) for y in labels for delta in last_deltas(own.detach(), weight, y)]
+    return [*found] or [(label, None)]
+
+
+def _promise(tried: tuple[int | None, Walk, float]) -> tuple[bool, float]:
+    """Smaller is better: a picture before none, then what explains the leak best."""
+    _, found, loss = tried
+    worst = max((layer.residual for layer in found.layers), default=math.inf)
+    return found.stopped is not None, worst if math.isnan(loss) else loss
 
 
 def infer_label(links: tuple[Link, ...], gradients: dict[str, Tensor]) -> int | None:
@@ -130,8 +157,12 @@ def infer_label(links: tuple[Link, ...], gradients: dict[str, Tensor]) -> int | 
     return int(column.argmax() if positive * 2 < len(column) else column.argmin())
 
 
-def walk(links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | None) -> Walk:
+def walk(
+    links: tuple[Link, ...], gradients: dict[str, Tensor], delta: Tensor | None = None
+) -> Walk:
     """From the last layer to the first, as far as the equations reach.
+
+    ``delta`` is the loss's gradient by the outputs, if it is known some other way than by ``∂b``.
 
     Above the lowest linear layer with a bias nothing is needed, as ``∂b`` is its ``δ``: a layer
     that has no inverse stops the walk only where no such layer follows further down.
@@ -145,7 +176,7 @@ def walk(links: tuple[Link, ...], gradients: dict[str, Tensor], label: int | Non
         if state is None and link.kind not in ("linear", "opaque"):
             continue  # nothing is known behind it, and nothing needs to be
         try:
-            state, layer = _step(link, gradients, state, label if link is links[-1] else None)
+            state, layer = _step(link, gradients, state, delta if link is links[-1] else None)
         except Stop as reason:
             if state is not None or not stopped:
                 stopped = f"{link.title}: {reason}"
@@ -173,11 +204,11 @@ def _restarts(links: tuple[Link, ...], gradients: dict[str, Tensor]) -> bool:
 
 
 def _step(
-    link: Link, gradients: dict[str, Tensor], after: State | None, label: int | None
+    link: Link, gradients: dict[str, Tensor], after: State | None, given: Tensor | None
 ) -> tuple[State, Layer | None]:
     """The state before a layer from the one after it."""
     if link.kind == "linear":
-        return _linear(link, gradients, after, label)
+        return _linear(link, gradients, after, given)
     if link.kind == "opaque":
         raise Stop(link.why)
     assert after is not None
@@ -193,7 +224,7 @@ def _step(
 
 
 def _linear(
-    link: Link, gradients: dict[str, Tensor], after: State | None, label: int | None
+    link: Link, gradients: dict[str, Tensor], after: State | None, given: Tensor | None
 ) -> tuple[State, Layer]:
     weight = gradients.get(link.parameter("weight"))
     bias = gradients.get(link.parameter("bias"))
@@ -205,12 +236,12 @@ def _linear(
         delta, what = bias, "x = ∂Wᵀ∂b / ‖∂b‖²"
     elif after is not None and bool(after.delta.any()):
         delta, what = after.delta, "x = ∂Wᵀδ / ‖δ‖²"
-    elif bias is None and label is not None and bool(weight.any()):
-        delta, what = last_input(own, weight, label)
+    elif given is not None:
+        delta, what = given, "∂W = (p - y)xᵀ, its factor from softmax"
     elif bias is not None:
         raise Stop("its bias gradient is 0: the sample moved nothing here")
     else:
-        raise Stop("it has no bias, so its input is known up to a factor only; give label=")
+        raise Stop("it has no bias, so that its input is known up to a factor only")
     x = weight.T @ delta / delta.square().sum()
     residual = relative(weight - torch.outer(delta, x), weight)
     # Every row of a neuron with δ ≠ 0 is the input once more.
@@ -222,7 +253,7 @@ def _linear(
 def _activation(link: Link, after: State) -> tuple[State, Layer]:
     inverse = invert(link.module, after.value, 10 * after.error * float(after.value.abs().max()))
     # An error e of h is e / slope of z: saturated outputs weigh less.
-    trust = inverse.known * inverse.slope.abs() / (inverse.slope.abs() + 1e-4)
+    trust = inverse.known * inverse.slope.abs() / (inverse.slope.abs() + SOFT_SLOPE)
     again = link.module(inverse.z[None].clone())[0]
     residual = relative((again - after.value) * inverse.known, after.value)
     open_ = float(inverse.known.double().mean())
@@ -254,25 +285,6 @@ def _conv(link: Link, gradients: dict[str, Tensor], after: State) -> tuple[State
     what = f"∂W = G(δ)x, of rank {solved.rank}, and conv(x) = z"
     state = State(solved.x, delta, torch.ones_like(solved.x), max(after.error, error))
     return state, Layer(link.title, what, error, solved.equations, solved.unknowns)
-
-
-@torch.enable_grad()
-def distance(model: nn.Module, leak: Leak, images: Tensor, labels: Tensor) -> float:
-    """``‖g(x) - leak‖ / ‖leak‖`` over all gradients, ``g`` computed in float64 on a copy.
-
-    Where the leak was clipped or normalised, ``g`` is first given the leak's length.
-    """
-    worker = copy.deepcopy(model).cpu().double()
-    parameters = dict(worker.named_parameters())
-    sent = {n: g.detach().cpu().double() for n, g in leak.gradients.items() if n in parameters}
-    loss = task_loss(worker(images.cpu().double()), labels).mean()
-    wanted = [parameters[name].requires_grad_() for name in sent]
-    found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
-    guess = torch.cat([part.flatten() for part in found])
-    truth = torch.cat([part.flatten() for part in sent.values()])
-    if leak.clip_norm is not None or leak.normalised:
-        guess = guess * (truth.norm() / guess.norm())
-    return relative(guess - truth, truth)
 
 
 def _checked(label: int, links: tuple[Link, ...]) -> int:
