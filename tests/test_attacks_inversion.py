@@ -8,8 +8,9 @@ from torch import nn
 
 from flcourse.attacks.basis import fourier_noise, make_basis
 from flcourse.attacks.inversion import match_gradients
-from flcourse.attacks.objective import Client, Matching, Objective, Target, _graph_gradient
+from flcourse.attacks.objective import Matching, Objective, Target
 from flcourse.attacks.observe import aggregate, observe_gradient, observe_step, observe_update
+from flcourse.attacks.simulate import Client, graph_gradient
 from flcourse.attacks.types import Leak
 from flcourse.data import load_dataset
 from flcourse.local import batches
@@ -163,7 +164,7 @@ def test_restarts_in_one_batch_are_restarts_one_by_one():
 def predicted(model, leak, images, labels, unroll=True):
     client = Client(model, leak, unroll=unroll)
     targets = F.one_hot(labels, 4).double()
-    values = client.predicted(images, targets, _graph_gradient)
+    values = client.predicted(images, targets, graph_gradient)
     return dict(zip(client.names, values, strict=True))
 
 
@@ -349,7 +350,7 @@ def test_one_picture_comes_back_without_any_option(photos, index, seed):
     recovery = match_gradients(model, observe_gradient(model, x, y))
     assert recovery.labels.tolist() == y.tolist()
     assert float(psnr(x, recovery.images)) > 30
-    assert recovery.evaluations == len(recovery.history) <= 300
+    assert recovery.evaluations == len(recovery.history) <= 250
     assert recovery.loss == pytest.approx(min(recovery.history))
 
 
@@ -384,7 +385,7 @@ def test_the_best_restart_is_chosen_by_the_attackers_own_objective():
     assert recovery.snapshots[-1].evaluation == 30
     assert torch.equal(recovery.snapshots[-1].images, recovery.images)
     ours = predicted(model, leak, recovery.images, labels)
-    gap = sum(float((ours[n] - v).square().sum()) for n, v in leak.values.items())
+    gap = sum(float((ours[n] - v).detach().square().sum()) for n, v in leak.values.items())
     assert gap / float(leak.row.square().sum()) == pytest.approx(recovery.loss, rel=1e-6)
 
 
@@ -437,7 +438,7 @@ def test_every_first_order_method_lowers_the_objective(optimiser):
 def test_labels_optimised_with_the_picture():
     model, labels = small(), torch.tensor([2])
     leak = observe_gradient(model, pictures(1), labels)
-    recovery = match_gradients(model, leak, labels="optimise", restarts=3, steps=400)
+    recovery = match_gradients(model, leak, labels="optimise", restarts=2, steps=250)
     assert recovery.labels.tolist() == [2]
     assert float(psnr(pictures(1), recovery.images)) > 30
 
@@ -462,6 +463,18 @@ def test_a_relu_network_has_zeros_of_its_own_and_is_not_taken_for_pruned(photos)
     model = SimpleCNN(10)
     leak = observe_gradient(model, photos.inputs[:1], photos.labels[:1])
     assert "kept values" not in match_gradients(model, leak, start="grey", steps=1).method
+
+
+def test_behind_max_pools_the_exact_features_lead_to_the_picture(photos):
+    model = SimpleCNN(10)
+    x, y = photos.inputs[:1], photos.labels[:1]
+    leak = observe_gradient(model, x, y)
+    recovery = match_gradients(model, leak)
+    assert "features" in recovery.method and recovery.labels.tolist() == y.tolist()
+    assert float(psnr(x, recovery.images)) > 26
+    with pytest.raises(ValueError):
+        both = photos.inputs[:2]
+        match_gradients(model, observe_gradient(model, both, photos.labels[:2]), start="exact")
 
 
 def test_known_noise_changes_the_objective_and_helps(photos):
@@ -491,14 +504,14 @@ def test_an_uncertain_label_is_chosen_by_the_objective():
 
 def test_an_update_is_unrolled_and_that_is_what_recovers_it():
     model, labels = small(), torch.tensor([2])
-    leak = observe_update(model, pictures(1), labels, lr=0.5, epochs=10, batch_size=None)
+    leak = observe_update(model, pictures(1), labels, lr=0.5, epochs=6, batch_size=None)
     unrolled, blunt = (
-        match_gradients(model, leak, labels=labels, unroll=unroll, steps=200)
+        match_gradients(model, leak, labels=labels, unroll=unroll, steps=100)
         for unroll in (None, False)
     )
-    assert "10 steps unrolled" in unrolled.method
-    assert float(psnr(pictures(1), unrolled.images)) > 35
-    assert float(psnr(pictures(1), blunt.images)) < 25
+    assert "6 steps unrolled" in unrolled.method
+    assert float(psnr(pictures(1), unrolled.images)) > 25
+    assert float(psnr(pictures(1), unrolled.images) - psnr(pictures(1), blunt.images)) > 5
 
 
 def test_one_step_is_a_gradient():

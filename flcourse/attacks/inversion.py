@@ -10,13 +10,12 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flcourse.attacks.basis import Basis, fourier_noise, make_basis
-from flcourse.attacks.objective import Client, Matching, Objective, Target, Weights, looks_pruned
+from flcourse.attacks.basis import Basis, make_basis
+from flcourse.attacks.objective import Matching, Objective, Target, Weights, looks_pruned
 from flcourse.attacks.optimise import (
     Batch,
     Project,
@@ -27,14 +26,20 @@ from flcourse.attacks.optimise import (
     spaced,
 )
 from flcourse.attacks.presets import Options, resolve
+from flcourse.attacks.simulate import Client
+from flcourse.attacks.starts import box, start_point
 from flcourse.attacks.types import LabelGuess, Leak, Recovery, Snapshot
 from flcourse.runtime import generator
 
-_STEPS = {"lbfgs": 300}
+# Evaluations where the options do not say: what was measured to pay.
+_SINGLE, _UNROLLED, _NOISY, _BATCH, _BATCH_AT_MOST = 250, 100, 120, 250, 1000
 _FIRST_ORDER_STEPS = 2000
+# A batch has more unknowns than its gradient has numbers: a trace of the prior decides the rest.
+_BATCH_PRIOR = 3e-10
+_FEATURE_STEPS = 160
 _RACE = 40  # evaluations of every candidate label before the worse ones are dropped
 _FINALISTS = 2
-_BREAK = 0.05  # standard deviation that sets pictures of one label apart in a grey start
+_TRUSTED = 0.05  # the features' misfit above which they do not explain a picture
 
 
 def match_gradients(
@@ -52,10 +57,12 @@ def match_gradients(
 
     Without options: labels are inferred; the unknown are DCT coefficients in opponent colours,
     weighted by the spectrum of natural pictures; the search is L-BFGS with a strong Wolfe line
-    search from grey. Where noise is public (``leak.noise_std``) the objective is the negative log
-    posterior, where a client made several local steps they are unrolled, where a message is pruned
-    only its kept values are matched. If the label of a single sample is not certain, the likeliest
-    ``candidates`` run side by side and the lowest objective wins.
+    search from grey. A single picture behind ReLU or max-pool is found by its exact features
+    instead (``start="exact"``, chapter 05). Where noise is public (``leak.noise_std``) the
+    objective is the negative log posterior; where a client made several local steps they are
+    unrolled; where a message is pruned only its kept values are matched. If the label of a single
+    sample is not certain, the likeliest ``candidates`` run side by side and the lowest objective
+    wins.
 
     ``labels``: ``None`` to infer them, int64 ``[b]`` (or probabilities ``[b, k]``) if known, or
     ``"optimise"`` to make label logits unknowns too, as DLG does. ``preset``: ``"zhu2019"``,
@@ -75,10 +82,53 @@ def match_gradients(
     labels = extra.get("labels") if labels is None else labels
     if restarts < 1:
         raise ValueError(f"restarts={restarts} must be at least 1")
+    if chosen.start == "exact" or (preset is None and not options and _stops_algebra(model)):
+        found = _from_features(model, leak, chosen, labels, seed, snapshots)
+        if found is not None:
+            return replace(found, seconds=time.process_time() - began)
     problem = _Problem(model, leak, chosen, seed)
     targets = _targets(problem, labels)
     answer = _search(problem, targets, restarts, snapshots)
     return replace(answer, seconds=time.process_time() - began)
+
+
+def _stops_algebra(model: nn.Module) -> bool:
+    """Whether the model has layers that lose what a closed form would need: ReLU, pooling."""
+    lossy = (nn.ReLU, nn.ReLU6, nn.MaxPool2d, nn.AvgPool2d)
+    return any(isinstance(module, lossy) for module in model.modules())
+
+
+def _from_features(
+    model: nn.Module,
+    leak: Leak,
+    options: Options,
+    labels: Tensor | str | None,
+    seed: int,
+    snapshots: int,
+) -> Recovery | None:
+    """From the exact features of a later layer; None where there are none and nobody insists.
+
+    Matching gradients from there on was measured to change nothing (within 0.1 dB).
+    """
+    from flcourse.attacks.features import invert_features
+    from flcourse.attacks.recursive import peel
+
+    insists = options.start == "exact"
+    known = isinstance(labels, Tensor) and not labels.is_floating_point() and len(labels) == 1
+    if not insists and (leak.batch_size > 1 or leak.steps > 1 or leak.noise_std is not None):
+        return None
+    try:
+        closed = peel(model, leak, label=int(labels[0]) if known and labels is not None else None)
+        if closed.images is None:
+            budget = options.steps or _FEATURE_STEPS
+            closed = invert_features(
+                model, leak, closed, evaluations=budget, snapshots=snapshots, seed=seed
+            )
+    except ValueError:
+        if insists:
+            raise
+        return None
+    return closed if insists or closed.loss < _TRUSTED else None
 
 
 class _Problem:
@@ -99,7 +149,7 @@ class _Problem:
             options,
             distance=distance,
             basis=basis,
-            steps=options.steps or _STEPS.get(options.optimiser, _FIRST_ORDER_STEPS),
+            steps=options.steps or _default_steps(leak, options),
         )
         self.client = Client(model, leak, unroll=options.unroll is not False)
         kept = options.support == "kept" or (
@@ -109,9 +159,9 @@ class _Problem:
         matching = Matching(
             distance=distance,
             layers=options.layers,
-            layer_weights=_weights(options.layer_weights, distance),
+            layer_weights=_weights(options.layer_weights, distance, leak.batch_size),
             tv=options.tv,
-            prior=options.prior,
+            prior=_prior(options.prior, distance, leak),
             box=options.clamp and options.optimiser == "lbfgs",
         )
         self.target = Target(leak, matching, kept, self.client.start[0])
@@ -131,8 +181,24 @@ def _plain_distance(leak: Leak) -> str:
     return "cosine" if len(sizes) > 1 and bool((sizes == sizes[0]).all()) else "relative"
 
 
-def _weights(given: Weights, distance: str) -> Weights:
-    return "balanced" if given is None and distance == "relative" else given
+def _default_steps(leak: Leak, options: Options) -> int:
+    if options.optimiser != "lbfgs":
+        return _FIRST_ORDER_STEPS
+    if leak.steps > 1 and options.unroll is not False:
+        return _UNROLLED * min(leak.batch_size, 4)
+    if leak.noise_std is not None:
+        return _NOISY * min(leak.batch_size, 3)
+    return _SINGLE if leak.batch_size == 1 else min(_BATCH * leak.batch_size, _BATCH_AT_MOST)
+
+
+def _weights(given: Weights, distance: str, batch_size: int) -> Weights:
+    return "balanced" if given is None and distance == "relative" and batch_size == 1 else given
+
+
+def _prior(given: float | None, distance: str, leak: Leak) -> float:
+    if given is not None:
+        return given
+    return _BATCH_PRIOR if distance == "relative" and leak.batch_size > 1 else 0.0
 
 
 # --- labels -------------------------------------------------------------------------------------
@@ -205,9 +271,15 @@ def _search(problem: _Problem, targets: Tensor | None, restarts: int, snapshots:
     options, steps = problem.options, problem.options.steps or 0
     runs = _Runs(1 if targets is None else len(targets), restarts)
     per_run = None if targets is None else targets[runs.label]
-    objective = Objective(problem.client, problem.target, problem.basis, per_run)
-    starts = [_start(problem, k, targets is None) for k in range(restarts)]
-    project = _box(problem) if options.clamp and options.optimiser != "lbfgs" else None
+    objective = Objective(problem.client, problem.target, problem.basis, per_run, options.spectrum)
+    logits = problem.leak.batch_size * problem.client.num_outputs if targets is None else 0
+    starts = [
+        start_point(problem.leak, problem.basis, options, problem.seed, k, logits)
+        for k in range(restarts)
+    ]
+    project = (
+        box(problem.leak, problem.basis) if options.clamp and options.optimiser != "lbfgs" else None
+    )
     batch = Batch(
         [_one_search(options, starts[k], project) for k in runs.restart],
         objective,
@@ -280,66 +352,3 @@ def _hard(probabilities: Tensor) -> Tensor:
     if probabilities.shape[-1] == 1:
         return (probabilities[:, 0] > 0.5).long()
     return probabilities.argmax(-1)
-
-
-# --- starts -------------------------------------------------------------------------------------
-
-
-def _start(problem: _Problem, restart: int, with_labels: bool) -> Vector:
-    """The first point of one restart: pictures as unknowns, then label logits from N(0, 1)."""
-    pictures = _start_pictures(problem, restart)
-    point = problem.basis.encode(pictures).flatten()
-    if with_labels:
-        rng = generator(problem.seed, "start labels", restart)
-        count = problem.leak.batch_size * problem.client.num_outputs
-        point = torch.cat([point, torch.randn(count, generator=rng, dtype=torch.float64)])
-    return np.asarray(point.numpy(), dtype=np.float64)
-
-
-def _start_pictures(problem: _Problem, restart: int) -> Tensor:
-    options, leak = problem.options, problem.leak
-    shape = (leak.batch_size, *leak.image_shape)
-    if isinstance(options.start, Tensor):
-        return _given_start(options.start, shape, restart)
-    rng = generator(problem.seed, "start", restart)
-    scale = options.start_scale
-    if options.start == "normal":
-        return scale * torch.randn(shape, generator=rng).double()
-    if options.start == "uniform":
-        return scale * torch.rand(shape, generator=rng).double()
-    if len(leak.image_shape) != 3:
-        return 0.5 + 0.1 * scale * torch.randn(shape, generator=rng).double()
-    noise = torch.stack([fourier_noise(leak.image_shape, rng) - 0.5 for _ in range(shape[0])])
-    if options.start == "fourier":
-        return 0.5 + scale * noise
-    # Grey. A second restart must begin elsewhere, and two pictures of one label must not begin
-    # equal: their gradients would stay equal for ever.
-    spread = 0.0 if restart == 0 and leak.batch_size == 1 else _BREAK if restart == 0 else 1.0
-    return 0.5 + spread * scale * noise
-
-
-def _given_start(start: Tensor, shape: tuple[int, ...], restart: int) -> Tensor:
-    start = start.detach().cpu().double()
-    if tuple(start.shape) == shape:
-        return start
-    if tuple(start.shape[1:]) == shape and restart < len(start):
-        return start[restart]
-    raise ValueError(
-        f"start of shape {list(start.shape)} does not fit: give {list(shape)}, or one for each of "
-        "the restarts"
-    )
-
-
-def _box(problem: _Problem) -> Project:
-    """Put an unknown's pictures back into [0, 1]; label logits stay."""
-    shape = (problem.leak.batch_size, *problem.leak.image_shape)
-    size = int(np.prod(shape))
-
-    def project(point: Vector) -> Vector:
-        pictures = problem.basis.decode(torch.from_numpy(point[:size]).reshape(shape))
-        if float(pictures.min()) >= 0 and float(pictures.max()) <= 1:
-            return point
-        inside = problem.basis.encode(pictures.clamp(0, 1)).flatten().numpy()
-        return np.concatenate([inside, point[size:]])
-
-    return project

@@ -44,7 +44,7 @@ class Options:
     layer_weights: Weights = None
     support: str = "auto"
     tv: float = 0.0
-    prior: float = 0.0
+    prior: float | None = None
     unroll: bool | None = None
     basis: str | None = None
     spectrum: Tensor | None = None
@@ -88,7 +88,7 @@ class Options:
                 raise ValueError(f"{name}={value} must be a whole number, at least 1")
         for name in ("tv", "prior", "start_scale", "tolerance"):
             value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
+            if value is not None and not (value >= 0 and math.isfinite(value)):
                 raise ValueError(f"{name}={value} must be 0 or more")
         if self.lr is not None and not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"lr={self.lr} must be a positive number")
