@@ -51,4 +51,8 @@ NAMES: tuple[Name, ...] = (
     Name(r"\bar p", "mean_prediction", "mean softmax of a model over a batch", "`[k]`", "04"),
     Name(r"g", "gradients", "the gradient that was sent, by parameter", "as the weights", "03"),
     Name(r"\hat x", "images", "the attacker's picture", "`[b, c, h, w]`", "03"),
+    Name(r"\delta", "delta", "the loss's gradient by a layer's output", "as the output", "05"),
+    Name(r"z", "z", "output of a linear layer or convolution", "`[o]`, `[o, h, w]`", "05"),
+    Name(r"h", "features", "a layer's input behind an activation", "as the input", "05"),
+    Name(r"G", "matrix", "shifted copies of δ: a channel → its part of ∂W", "`[o·k·k, h·w]`", "05"),
 )
