@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers_leakage import OUTER, Run, dlg, idlg, inverting_gradients, sign_label
+from flcourse.attacks.features import invert_features
 from flcourse.attacks.inversion import match_gradients
 from flcourse.attacks.observe import observe_gradient, observe_update
 from flcourse.attacks.recursive import peel
@@ -44,20 +45,22 @@ class Budget:
     more_pictures: int = 12  # on SimpleCNN, where the spread is wide
     seeds: tuple[int, ...] = (0, 1, 2)
     published: int = 24  # messages that iDLG gets, of LeNet with one picture
-    dlg: int = 8  # and DLG, which takes as long
+    dlg: int = 4  # and DLG, which takes as long: `published_loops` has more of them
     hopeless: int = 4  # messages that Inverting Gradients gets there: it never succeeds
-    cosine: int = 36  # messages that it gets on SimpleCNN
+    cosine: int = 24  # messages that it gets on SimpleCNN
     outer: int = OUTER
     steps: tuple[int, int] = (2000, 300)  # of Inverting Gradients, on LeNet and on SimpleCNN
     batches: tuple[int, ...] = (2, 4, 8)
+    batch_pictures: int = 16
+    one_gradient: int = 6  # messages on which an update is taken for one gradient
     local_steps: tuple[int, ...] = (5, 20)
     options: dict[str, Any] = field(default_factory=dict)  # of match_gradients; none: its defaults
 
 
 FULL = Budget()
 QUICK = Budget(
-    pictures=1, more_pictures=1, seeds=(0,), outer=2, steps=(3, 3), batches=(2,), local_steps=(5,),
-    options={"steps": 3},
+    pictures=1, more_pictures=1, batch_pictures=2, seeds=(0,), outer=2, steps=(3, 3), batches=(2,),
+    local_steps=(5,), options={"steps": 3},
 )  # fmt: skip
 
 
@@ -79,8 +82,8 @@ class Part:
     few: dict[str, int] = field(default_factory=dict)
 
     def message(self, pictures: Dataset, index: int, seed: int) -> Message:
-        """Number ``index``: pictures ``index … index + batch - 1``, weights from ``seed``."""
-        chosen = [(index + k) % len(pictures) for k in range(self.batch)]
+        """Number ``index``: the next ``batch`` pictures in their order, weights from ``seed``."""
+        chosen = [(index * self.batch + k) % len(pictures) for k in range(self.batch)]
         images, labels = pictures.inputs[chosen], pictures.labels[chosen]
         model = self.network(image_size=images.shape[-1], seed=seed)
         if self.local_steps:
@@ -137,13 +140,23 @@ def parts(budget: Budget) -> dict[str, Part]:
     cnn = Part(
         "SimpleCNN, one picture",
         small,
-        {fast: _inverting(budget.steps[1]), "match_gradients": match},
+        {
+            fast: _inverting(budget.steps[1]),
+            "invert_features": _features,
+            "match_gradients": match,
+        },
         budget.more_pictures,
         yardstick=fast,
         few={fast: budget.cosine},
     )
     batches = [
-        Part(f"LeNet, batch of {b}", lenet, {"match_gradients": match}, budget.pictures, b)
+        Part(
+            f"LeNet, batch of {b}",
+            lenet,
+            {"match_gradients": match},
+            max(budget.batch_pictures // b, 1),
+            b,
+        )
         for b in budget.batches
     ]
     updates = [
@@ -153,6 +166,7 @@ def parts(budget: Budget) -> dict[str, Part]:
             {"match_gradients": match, "match_gradients, as one gradient": as_one},
             budget.pictures,
             local_steps=steps,
+            few={"match_gradients, as one gradient": budget.one_gradient},
         )
         for steps in budget.local_steps
     ]
@@ -161,6 +175,10 @@ def parts(budget: Budget) -> dict[str, Part]:
 
 def _peel(model: nn.Module, leak: Leak, seed: int) -> Answer:
     return Answer(peel(model, leak))
+
+
+def _features(model: nn.Module, leak: Leak, seed: int) -> Answer:
+    return Answer(invert_features(model, leak, seed=seed))
 
 
 def _match(options: dict[str, Any]) -> Attack:

@@ -3,21 +3,18 @@
     OMP_NUM_THREADS=1 python -m data_scripts.make_leakage_table --root FOLDER   # with CIFAR-10
 
 The table of `benchmarks/leakage.py` on the photos, on CIFAR-10's first test picture of each class,
-and on the photos at 64×64, with every picture's PSNR. About an hour on one quiet core; a part that
-is finished is kept in --work. Chapters 03, 05 and 06 show it and recompute one cell.
+and on the photos at 64×64, with every picture's PSNR. About an hour on one quiet core; finished
+messages are kept in --work. Chapters 03, 05 and 06 show it and recompute one cell.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.leakage import measure
+from benchmarks.leakage import WORK, measure, quiet
 from benchmarks.leakage_parts import FULL, SETS, UPDATE_LR, Budget, Part, load_pictures, parts
 from benchmarks.leakage_table import rows
 from flcourse.attacks.inversion import match_gradients
@@ -30,10 +27,27 @@ from flcourse.runtime import progress
 # On 64×64 an evaluation takes four times as long, and what matters there is whether it works.
 BUDGETS: dict[str, Budget] = {
     "photos": FULL,
-    "cifar10": replace(FULL, published=8, dlg=4, hopeless=2, cosine=10, more_pictures=10),
-    "photos64": replace(FULL, published=3, dlg=1, hopeless=1, cosine=4, more_pictures=8),
+    "cifar10": replace(
+        FULL,
+        published=4,
+        dlg=2,
+        hopeless=1,
+        cosine=4,
+        one_gradient=2,
+        more_pictures=10,
+        batch_pictures=8,
+    ),
+    "photos64": replace(
+        FULL,
+        published=2,
+        dlg=1,
+        hopeless=1,
+        cosine=2,
+        one_gradient=1,
+        more_pictures=8,
+    ),
 }
-SMALLER: dict[str, dict[str, Any]] = {"photos64": {"count": 2}}  # for batches and updates
+SMALLER: dict[str, dict[str, Any]] = {"photos64": {"count": 1}}  # for batches and updates
 
 
 def planned(name: str) -> dict[str, Part]:
@@ -71,24 +85,20 @@ def stored_row(row: dict[str, Any], records: list[dict[str, Any]]) -> dict[str, 
 
 
 def measured(name: str, pictures: Dataset, work: Path) -> list[dict[str, Any]]:
-    """All records of one set; finished parts are read from `work`."""
-    records = []
-    for part in planned(name).values():
-        path = work / f"{name}, {part.name}.json"
-        if not path.exists():
-            fresh = list(progress(measure(part, pictures, BUDGETS[name]), f"{name}: {part.name}"))
-            path.write_text(json.dumps(fresh))
-        records += json.loads(path.read_text())
+    """All records of one set; finished messages are read from `work`."""
+    (work / name).mkdir(parents=True, exist_ok=True)
+    records: list[dict[str, Any]] = []
+    for part in progress(planned(name).values(), name):
+        records += measure(part, pictures, BUDGETS[name], work / name / f"{part.name}.jsonl")
     return records
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--root", help="the folder that holds CIFAR-10 (default: FLCOURSE_DATA)")
-    parser.add_argument("--work", type=Path, default=Path("runs") / "leakage_table")
+    parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
+    quiet()
     results: dict[str, Any] = {}
     for name in SETS:
         pictures = load_pictures(name, options.root)

@@ -203,11 +203,20 @@ def test_a_verdict_says_what_was_missed():
 def test_a_batch_is_made_of_different_pictures_and_an_update_of_as_many_steps():
     available = leakage_parts.parts(leakage_parts.FULL)
     pictures = leakage_parts.load_pictures("photos")
-    message = available["LeNet, batch of 4"].message(pictures, 18, 0)  # goes on at the beginning
-    assert torch.equal(message.images, pictures.inputs[[18, 19, 0, 1]])
+    message = available["LeNet, batch of 4"].message(pictures, 1, 0)
+    assert torch.equal(message.images, pictures.inputs[4:8])
     assert message.leak.batch_size == 4
     update = available["LeNet, update of 5 local steps"].message(pictures, 0, 0).leak
     assert (update.kind, update.steps, update.lr) == ("update", 5, leakage_parts.UPDATE_LR)
+
+
+def test_finished_messages_are_not_measured_again(tmp_path):
+    budget = leakage_parts.QUICK
+    part = leakage_parts.parts(budget)["LeNet, batch of 2"]
+    pictures, work = leakage_parts.load_pictures("photos"), tmp_path / "part.jsonl"
+    first = leakage.measure(part, pictures, budget, work)
+    assert [record["picture"] for record in first] == [0] and len(first[0]["psnr"]) == 2
+    assert leakage.measure(part, pictures, budget, work) == first  # seconds, too
 
 
 def test_unknown_pictures_are_refused():
