@@ -75,12 +75,36 @@ def labels_under_defences():
     assert list(made) == [*maker.DEFENCES, "floors"]
 
 
+def invertibility():
+    made, maker = stored("invertibility"), script("invertibility")
+    for setting, place in (("tanh, 12, initialised", 4), ("sigmoid, 8, initialised", 2)):
+        activation, width, state = setting.split(", ")
+        seed, picture = maker.SEEDS[place // 3], maker.PICTURES[place % 3]
+        again = maker.cell(activation, int(width), state, picture, seed)
+        assert again["peel"] == pytest.approx(made[setting]["peel"][place], abs=6)
+        assert again["match"] == pytest.approx(made[setting]["match"][place], abs=4)
+        assert (again["stopped_at"] is None) == (made[setting]["stopped_at"][place] is None)
+    assert set(made) == {", ".join(map(str, key[:3])) for key in maker.cells()}
+
+
+def published_loops():
+    made, maker = stored("published_loops"), script("published_loops")
+    again = maker.cell("DLG", picture=2, seed=0, outer=1)["losses"]
+    runs = made["DLG"]
+    place = list(zip(runs["picture"], runs["seed"], strict=True)).index((2, 0))
+    # Twenty steps of L-BFGS without a line search amplify rounding: the first loss is exact.
+    assert again[0] == pytest.approx(runs["losses"][place][0], rel=1e-3)
+    assert again[1] == pytest.approx(runs["losses"][place][1], rel=0.3)
+
+
 RECOMPUTE = {
+    "published_loops": published_loops,
     "fedavg_communication": communication,
     "fedavg_variations": variations,
     "cifar10_fedavg": cifar10,
     "label_counts": label_counts,
     "labels_under_defences": labels_under_defences,
+    "invertibility": invertibility,
 }
 
 
