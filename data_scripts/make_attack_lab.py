@@ -32,17 +32,18 @@ from flcourse.models import LeNet
 from flcourse.runtime import generator, progress
 
 # (photo, seed of the model): a face, a flower, a temple, a photographer, each on two models.
+HIDDEN = ("start",)  # the page has a curve of it, no pictures
 RUNS = ((0, 3), (3, 0), (7, 1), (8, 2), (0, 0), (3, 1), (7, 2), (8, 3))
-FEW = RUNS[:3]  # for settings with many pictures
 MANY = 8
 STEPS = 150  # evaluations for one photo and one step
-STEPS_MANY = 300  # for several photos
+STEPS_MANY = 600  # for several photos; half of it where there are more than eight
+STEPS_NORMALISED = 150  # where each client's own gradient must be computed in each evaluation
 STEPS_LOCAL = 100  # for several local steps, of which each evaluation costs as many gradients
 LR = 0.01  # sigmoids after uniform weights of 0.5 overshoot at 0.05
 
-BATCHES = (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 50)  # also the mean of as many clients with one photo each
 LOCAL_STEPS = (1, 2, 5, 10, 20)
-CLIENTS = (1, 2, 5, 10, 20, 50)
+CLIENTS = (2, 4, 8, 16, 32, 50)
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0)
 ROUNDS = (1, 2, 5, 10, 20, 50, 200)
 FEDERATION = {"epochs": 1, "batch_size": None, "lr": 0.2}
@@ -99,7 +100,7 @@ def lenet(seed: int) -> LeNet:
 
 
 def _steps(count: int) -> int:
-    return STEPS if count == 1 else STEPS_MANY
+    return STEPS if count == 1 else STEPS_MANY if count <= MANY else STEPS_MANY // 2
 
 
 def batch(size: int, method: str, photo: int, seed: int) -> tuple[Recovery, Tensor, Tensor]:
@@ -121,12 +122,11 @@ def steps(count: int, method: str, photo: int, seed: int) -> tuple[Recovery, Ten
 
 
 def clients(count: int, method: str, photo: int, seed: int) -> tuple[Recovery, Tensor, Tensor]:
-    """One photo a client: the mean of the gradients, or the mean of gradients of length one."""
+    """The mean of gradients scaled to length one, one photo a client (as they are: `batch`)."""
     images, labels = pictures(photo, count)
     alone = zip(images.split(1), labels.split(1), strict=True)
-    leaks = [observe_gradient(lenet(seed), *one) for one in alone]
-    leak = aggregate(leaks, normalise=method == "normalised")
-    found = match_gradients(lenet(seed), leak, seed=seed, steps=_steps(count))
+    leak = aggregate([observe_gradient(lenet(seed), *one) for one in alone], normalise=True)
+    found = match_gradients(lenet(seed), leak, seed=seed, steps=STEPS_NORMALISED)
     return found, images, labels
 
 
@@ -187,15 +187,17 @@ SWEEPS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[str, ...]]] =
     "defence": (under_defence, tuple(DEFENCES), ATTACKERS),
     "start": (start, SCALES, ("course", "plain")),
     "round": (in_round, ROUNDS, ("course", "plain")),
-    "batch": (batch, BATCHES, ("course", "plain")),
     "steps": (steps, LOCAL_STEPS, ("unrolled", "one gradient")),
-    "clients": (clients, CLIENTS, ("aggregated", "normalised")),
+    "batch": (batch, BATCHES, ("course", "plain")),
+    "clients": (clients, CLIENTS, ("normalised",)),
 }
 
 
 def runs_of(sweep: str, setting: Any) -> tuple[tuple[int, int], ...]:
-    many = sweep in ("batch", "clients") and setting > MANY
-    return FEW[:2] if many and setting > 16 else FEW if many else RUNS[:4]
+    """Fewer runs where many pictures are attacked at once: each run scores all of them."""
+    count = setting if sweep in ("batch", "clients") else 1
+    slow = sweep == "clients" and count > 16
+    return RUNS[: 1 if slow else 2 if count > 16 else 3 if count > 1 else 4]
 
 
 def cell(sweep: str, setting: Any, method: str, photo: int, seed: int) -> dict[str, Any]:
@@ -255,7 +257,7 @@ def work_on(work: Path, sweeps: list[str], extra: bool) -> None:
 
 def collect(work: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`results[sweep][method][setting] = {measure: values by run}`, and the pictures by name."""
-    measures = ("psnr", "own", "best", "ssim", "floor", "success", "label")
+    measures = ("psnr", "own", "best", "floor", "label")
     results: dict[str, Any] = {}
     kept: dict[str, Tensor] = {}
     known = done(work)
@@ -266,8 +268,8 @@ def collect(work: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         sweep, setting, method, *_ = key
         entry = results.setdefault(sweep, {}).setdefault(method, {}).setdefault(f"{setting}", {})
         for measure in measures:
-            entry.setdefault(measure, []).append(one[measure])
-        if one["picture"]:
+            entry.setdefault(measure, []).append(round(one[measure], 2))
+        if one["picture"] and sweep not in HIDDEN:
             levels = torch.frombuffer(
                 bytearray(base64.b64decode(one["picture"])), dtype=torch.uint8
             )
@@ -292,7 +294,9 @@ def main() -> None:
         "runs": RUNS,
         "evaluations": {
             "one photo": STEPS,
-            "several photos": STEPS_MANY,
+            "2 to 8 photos": STEPS_MANY,
+            "more photos": STEPS_MANY // 2,
+            "normalised": STEPS_NORMALISED,
             "several local steps": STEPS_LOCAL,
         },
         "local lr": LR,

@@ -47,6 +47,10 @@ FIGURES = {
         {"none": 1.0, "noise": 0.95, "more": 0.2},
         {"none": (70, 73, 75), "noise": (11, 12, 13), "more": (8, 9, 10)}, 11.0,
     ),
+    "attackers": lambda: viz.attackers_by_defence(
+        {"plain": {"none": [18, 19, 17], "noise": [5, 6, 4]},
+         "adapts": {"none": [40, 41, 39], "noise": [20, 21, float("inf")]}}, 12.0,
+    ),
     "layers": lambda: viz.layer_protocol(
         [Layer("7 Linear", "input", 0.0), ("0 Conv2d", "picture", 2e-5)]
     ),
@@ -84,6 +88,7 @@ def test_captions_are_computed_from_what_is_drawn() -> None:
     assert "Negative: c. True: c, so the sign gives the label away" in said["gradient"]
     assert "1 of 2 labels (1 missed, 3 wrong)" in said["gradient of many"]
     assert "90 % of runs or more: noise." in said["label_and_picture"]
+    assert "none: 18, 40; noise: 5, 21." in said["attackers"]
     assert "largest 2e−05, at 0 Conv2d" in said["layers"]
     assert "or not solved: a, c." in said["equations"]
 
@@ -148,5 +153,7 @@ def test_what_does_not_fit_is_refused() -> None:
         viz.success_over_seeds({"a": [1.0, 2.0]}, [1, 2, 3])
     with pytest.raises(ValueError, match="5 gradients, but 2 names"):
         viz.gradient_by_class(GRADIENT, "ab")
+    with pytest.raises(ValueError, match=r"needs the defences \['none'\]"):
+        viz.attackers_by_defence({"a": {"none": [1]}, "b": {"sign": [1]}}, 1.0)
     with pytest.raises(ValueError, match="labels under"):
         viz.label_and_picture({"a": 1.0}, {"b": (1, 2, 3)}, 1.0)

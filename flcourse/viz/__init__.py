@@ -5,6 +5,7 @@ are computed from the data that is drawn. ``base`` holds the house style.
 """
 
 from flcourse.viz.base import COLOURS, INK, SERIES, Figure, HtmlFigure, house_style, new_figure
+from flcourse.viz.defended import attackers_by_defence
 from flcourse.viz.diagrams import (
     adversary_map,
     federation_diagram,
@@ -33,6 +34,7 @@ __all__ = [
     "accuracy_against_megabytes",
     "adversary_map",
     "attack_table",
+    "attackers_by_defence",
     "client_drift",
     "decibel_ladder",
     "drift_line",
