@@ -234,7 +234,7 @@ class Objective:
                     points, targets
                 )
             (slopes,) = torch.autograd.grad(losses.sum(), points)
-        return losses.detach().double().cpu().numpy(), slopes.double().cpu().numpy()
+        return losses.detach().cpu().double().numpy(), slopes.cpu().double().numpy()
 
     def _one(self, point: Tensor, targets: Tensor | None, gradient: Gradient) -> Tensor:
         unknown, logits = self._cut(point)
