@@ -25,6 +25,12 @@ def rescaled(g, p, size):
     return (wanted * size / wanted.sum()).round()
 
 
+def rest_to_the_largest(g, p, size):
+    counts = (size * (p - g)).round().clamp(min=0)
+    counts[counts.argmax()] += size - counts.sum()
+    return counts
+
+
 def most_likely(g, p, size):
     counts = torch.zeros_like(g)
     counts[(p - g).argmax()] = size
@@ -40,6 +46,9 @@ WRONG = {
         ("largest size", lambda m, kind: int(m.abs().argmax()), "same size"),
         ("a threshold", lambda m, kind: sign_rule(m, kind, threshold=1e-3), "without a threshold"),
         ("never in doubt", lambda m, kind: sign_rule(m, kind, always=True),
+         "where the rule does not apply"),
+        ("never in doubt about updates",
+         lambda m, kind: int(m.argmax()) if kind == "update" else sign_rule(m, kind),
          "where the rule does not apply"),
         ("the entry", lambda m, kind: m.min(), "not the entry"),
         ("all negative ones", lambda m, kind: m < 0, "one class"),
@@ -57,6 +66,7 @@ WRONG = {
          "add up to"),
         ("rescaled", rescaled, "add up to"),
         ("all to one", most_likely, "expected"),
+        ("rounded, the rest to the largest", rest_to_the_largest, "farther from"),
     ],
     "04.3": [
         ("cross-entropy", F.cross_entropy, "still names the label"),
