@@ -55,4 +55,7 @@ NAMES: tuple[Name, ...] = (
     Name(r"z", "z", "output of a linear layer or convolution", "`[o]`, `[o, h, w]`", "05"),
     Name(r"h", "features", "a layer's input behind an activation", "as the input", "05"),
     Name(r"G", "matrix", "shifted copies of δ: a channel → its part of ∂W", "`[o·k·k, h·w]`", "05"),
+    Name(r"\tau", "steps", "local steps behind one update", "count", "06"),
+    Name(r"C", "clip_norm", "a message is shortened to this length", "> 0", "06"),
+    Name(r"\sigma", "noise_std", "standard deviation of the noise on each value", "> 0", "06"),
 )
