@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from flcourse.attacks import routing
+from flcourse.attacks.chain import check_leak, read_chain
 from flcourse.attacks.features import invert_features
 from flcourse.attacks.observe import observe_gradient
 from flcourse.attacks.recursive import peel
+from flcourse.attacks.routing import pooled_block
 from flcourse.data import load_dataset
 from flcourse.metrics import flat_floor, psnr
 from flcourse.models import LeNet, SimpleCNN
@@ -77,3 +80,54 @@ def test_options_outside_their_range_are_refused(photos, options):
     model = LeNet(10, seed=0)
     with pytest.raises(ValueError, match="must be at least"):
         invert_features(model, observe_gradient(model, images, labels), **options)
+
+
+BLOCKS = {
+    "act, pool": [nn.ReLU(), nn.MaxPool2d(2)],
+    "pool, act": [nn.MaxPool2d((2, 4)), nn.Tanh()],
+    "pool alone": [nn.MaxPool2d(2)],
+}
+
+
+@pytest.mark.parametrize("order", BLOCKS)
+def test_the_placed_equations_hold_at_the_true_picture(photos, monkeypatch, order):
+    monkeypatch.setattr(routing, "_DOUBT", 1e-12)  # the true picture has no doubts
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(6, 16, 3, padding=1),
+        *BLOCKS[order],
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    ).double()
+    images, labels = photos.inputs[:1].double(), torch.tensor([3])
+    model(images)
+    leak = observe_gradient(model, images, labels)
+    links, last = read_chain(model, (3, 32, 32)), 2 + len(BLOCKS[order])
+    features = nn.Sequential(*list(model)[: last + 1])(images)[0].detach()
+    block = pooled_block(links, last, features, 3, check_leak(model, leak))
+    inputs = model[:2](images)[0].detach()
+    placed = block.equations(inputs)
+    assert len(placed.rows) > 50
+    torch.testing.assert_close(inputs.flatten(1) @ placed.rows.T, placed.values)
+    # Without a label there is no δ; with another one it points elsewhere.
+    assert pooled_block(links, last, features, None, check_leak(model, leak)) is None
+    wrong = pooled_block(links, last, features, 1, check_leak(model, leak)).equations(inputs)
+    assert not torch.allclose(inputs.flatten(1) @ wrong.rows.T, wrong.values, atol=0.1)
+
+
+def test_windows_that_overlap_are_left_alone(photos):
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.MaxPool2d(3, stride=2),
+        nn.Flatten(),
+        nn.Linear(6 * 15 * 15, 5),
+    )
+    images, labels = photos.inputs[:1], torch.tensor([3])
+    leak = observe_gradient(model, images, labels)
+    links = read_chain(model, (3, 32, 32))
+    features = links[1].module(links[0].module(images.double()))[0].detach()
+    assert pooled_block(links, 1, features, 3, check_leak(model, leak)) is None
+    recovery = invert_features(model, leak, evaluations=60)
+    assert float(psnr(images, recovery.images)) > float(flat_floor(images)) + 5

@@ -60,7 +60,7 @@ def solve_input(
     stay inside its null space. Of several solutions, the smallest.
     """
     bias = conv.bias.detach()[:, None, None] if conv.bias is not None else 0.0
-    firm, soft = _whiten(shift_matrix(conv, delta, in_shape), gradient, in_shape[0])
+    firm, soft = whiten(shift_matrix(conv, delta, in_shape), gradient, in_shape[0])
     weight = float(conv.weight.detach().flatten(1).norm(dim=1).mean())
     soft = Rows(weight * soft.rows, weight * soft.values)
     x, iterations = _descend(
@@ -141,8 +141,13 @@ def relative(error: Tensor, of: Tensor) -> float:
     return float(error.norm()) / size if size > 0 else float(error.norm())
 
 
-def _whiten(matrix: Tensor, gradient: Tensor | None, channels: int) -> tuple[Rows, Rows]:
-    """``G x_i = ∂W_i`` as orthonormal rows: those that hold firmly, and those weighed down."""
+def whiten(
+    matrix: Tensor, gradient: Tensor | None, channels: int, least: float = FIRM
+) -> tuple[Rows, Rows]:
+    """``G x_i = ∂W_i`` as orthonormal rows: those that hold firmly, and those weighed down.
+
+    ``least`` is the part of the largest singular value that a firm equation has.
+    """
     if gradient is None or not bool(matrix.any()):
         none = Rows(matrix.new_zeros(0, matrix.shape[1]), matrix.new_zeros(channels, 0))
         return none, none
@@ -158,8 +163,8 @@ def _whiten(matrix: Tensor, gradient: Tensor | None, channels: int) -> tuple[Row
     else:
         rows = basis.T
         values = (right @ matrix) @ basis / (part * size).square()
-    firm = part > FIRM
-    weight = part[~firm] / FIRM
+    firm = part > least
+    weight = part[~firm] / least
     return Rows(rows[firm].contiguous(), values[:, firm]), Rows(
         weight[:, None] * rows[~firm], weight * values[:, ~firm]
     )

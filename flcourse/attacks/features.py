@@ -7,6 +7,7 @@ gradients, and the numbers carry more than a gradient's direction does.
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import replace
 
@@ -17,10 +18,14 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from flcourse.attacks.basis import Basis, make_basis
-from flcourse.attacks.chain import read_chain
+from flcourse.attacks.chain import Link, check_leak, read_chain
+from flcourse.attacks.deconvolve import Rows
 from flcourse.attacks.recursive import peel
+from flcourse.attacks.routing import Pooled, pooled_block
 from flcourse.attacks.types import Leak, Recovery, Snapshot
 from flcourse.runtime import generator
+
+Vector = NDArray[np.float64]
 
 # Pictures drawn from the prior to see how features vary, and the least variance that counts, as a
 # part of the largest.
@@ -33,7 +38,7 @@ def invert_features(
     leak: Leak,
     recovery: Recovery | None = None,
     *,
-    evaluations: int = 160,
+    evaluations: int = 240,
     basis: str | Basis = "dct",
     prior: float = 1e-4,
     snapshots: int = 0,
@@ -41,12 +46,17 @@ def invert_features(
 ) -> Recovery:
     """The picture whose features agree with the exact ones that ``peel`` stopped at.
 
-    Minimises ``‖W(f(x) - h)‖² / ‖Wh‖² + prior · mean(u²)`` by L-BFGS from grey, for at most
+    Minimises ``‖W(f(x) - h)‖² / ‖Wh‖² + prior · mean(u²)`` by L-BFGS from grey, in about
     ``evaluations`` forward and backward passes: ``f`` is the model up to ``features_at``, ``h`` the
     features, ``u`` the picture's coefficients in ``basis`` (``"dct"``, ``"pixels"`` or a ``Basis``
     that was learnt from public pictures). ``W`` evens out the features' channels, which vary by
     orders of magnitude and together: it is the inverse root of their covariance over pictures drawn
     from the prior, with ``seed``.
+
+    Where a max-pool behind a convolution gave the features, that convolution's weight gradient
+    joins in after a quarter of the passes: linear in the convolution's input once ``δ`` has its
+    places, which the picture so far tells, with its doubts, and tells again after each quarter. No
+    step needs a double backward pass.
 
     ``recovery`` is the answer of ``peel`` for the same model and leak; without it ``peel`` is
     called. One that already holds a picture is returned as it is. ``snapshots`` keeps so many
@@ -71,22 +81,28 @@ def invert_features(
     chosen = basis if isinstance(basis, Basis) else make_basis(basis, shape, prior=True)
     reference = next(model.parameters()).detach()
     chosen = chosen.to(reference.device, reference.dtype)
-    front = _front(model, shape, recovery.features_at).to(reference)
+    links, last = _front(model, shape, recovery.features_at)
+    label = None if recovery.labels is None else int(recovery.labels[0])
+    exact = recovery.features[0].detach().cpu().double()
+    block = pooled_block(links, last, exact, label, check_leak(model, leak))
+    front = copy.deepcopy(nn.Sequential(*(link.module for link in links[: last + 1])))
+    front = front.requires_grad_(False).to(reference)
+    cut = 0 if block is None else block.index
     target = recovery.features.to(reference)
-    objective = _Objective(front, target, chosen, prior, _evener(front, chosen, target, seed))
+    objective = _Objective(front, cut, target, chosen, prior, _evener(front, chosen, target, seed))
     objective.kept = set(np.linspace(1, evaluations, snapshots).astype(int).tolist())
-    minimize(
-        objective,
-        np.zeros(chosen.std.numel()),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxfun": evaluations, "maxiter": evaluations, "maxcor": 20, "ftol": 0, "gtol": 0},
-    )
+    first, each = (evaluations, 0) if block is None else _shares(evaluations)
+    row = _search(objective, np.zeros(chosen.std.numel()), first)
+    while block is not None and len(objective.history) < evaluations:
+        objective.place(block, row)
+        row = _search(objective, row, min(each, evaluations - len(objective.history)))
+    images = objective.picture(row)[None]
+    objective(row)
     return replace(
         recovery,
-        images=objective.best[None],
+        images=images,
         method="peel, then invert_features",
-        loss=min(objective.history),
+        loss=objective.history[-1],
         evaluations=recovery.evaluations + len(objective.history),
         seconds=recovery.seconds + time.process_time() - start,
         history=tuple(objective.history),
@@ -94,50 +110,85 @@ def invert_features(
     )
 
 
-def _front(model: nn.Module, shape: tuple[int, ...], last: str) -> nn.Sequential:
-    """The layers up to the one named, frozen."""
+def _front(model: nn.Module, shape: tuple[int, ...], last: str) -> tuple[tuple[Link, ...], int]:
+    """The model's layers, and which of them is the one named."""
     links = read_chain(model, shape)
     names = [link.name for link in links]
     if last not in names:
         raise ValueError(f"the model has no layer {last!r}: give the model that was peeled")
-    front = nn.Sequential(*(link.module for link in links[: names.index(last) + 1]))
-    return front.requires_grad_(False)
+    return links, names.index(last)
+
+
+def _shares(evaluations: int) -> tuple[int, int]:
+    """Of so many evaluations, those by features alone, and those between two placements."""
+    quarter = max(1, evaluations // 4)
+    return quarter, max(20, quarter)
+
+
+def _search(objective: _Objective, row: Vector, evaluations: int) -> Vector:
+    options = {"maxfun": evaluations, "maxiter": evaluations, "maxcor": 20, "ftol": 0, "gtol": 0}
+    found = minimize(objective, row, jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(found.x)
 
 
 class _Objective:
     """Value and gradient for scipy, at coefficients given as a flat float64 row."""
 
     def __init__(
-        self, front: nn.Module, target: Tensor, basis: Basis, prior: float, even: Tensor | None
+        self,
+        front: nn.Sequential,
+        cut: int,
+        target: Tensor,
+        basis: Basis,
+        prior: float,
+        even: Tensor | None,
     ) -> None:
-        self.front, self.target, self.basis, self.prior = front, target, basis, prior
+        self.lower, self.upper = front[:cut], front[cut:]
+        self.target, self.basis, self.prior = target, basis, prior
         self.even = even
-        self.size = float(self._evened(target).square().sum()) or 1.0
         self.history: list[float] = []
         self.snapshots: list[Snapshot] = []
         self.kept: set[int] = set()
-        self.best = basis.decode(torch.zeros_like(basis.std))
+        self.placed: Rows | None = None
+
+    def picture(self, row: Vector) -> Tensor:
+        return self.basis.decode(self._unknown(row))
+
+    def place(self, block: Pooled, row: Vector) -> None:
+        """Take the weight gradient of the block's convolution in, placed by the picture so far."""
+        with torch.no_grad():
+            inputs = self.lower(self.picture(row)[None])[0]
+        placed = block.equations(inputs.cpu().double())
+        self.placed = Rows(placed.rows.to(self.target), placed.values.to(self.target))
+
+    @torch.enable_grad()
+    def __call__(self, row: Vector) -> tuple[float, Vector]:
+        unknown = self._unknown(row).requires_grad_()
+        picture = self.basis.decode(unknown)
+        inputs = self.lower(picture[None])
+        loss = self._misfit(inputs) + self.prior * unknown.square().mean()
+        self._note(picture.detach(), float(loss.detach()))
+        if self.placed is not None:
+            off = inputs[0].flatten(1) @ self.placed.rows.T - self.placed.values
+            loss = loss + off.square().sum() / self.placed.values.square().sum()
+        (gradient,) = torch.autograd.grad(loss, unknown)
+        return float(loss.detach()), gradient.reshape(-1).double().cpu().numpy()
+
+    def _unknown(self, row: Vector) -> Tensor:
+        return torch.from_numpy(row).to(self.basis.std).reshape(self.basis.shape)
+
+    def _misfit(self, inputs: Tensor) -> Tensor:
+        off = self._evened(self.upper(inputs) - self.target).square().sum()
+        return off / self._evened(self.target).square().sum().clamp(min=1e-30)
 
     def _evened(self, features: Tensor) -> Tensor:
         flat = features.flatten(2) if features.dim() > 2 else features[:, :, None]
         return flat if self.even is None else self.even @ flat
 
-    @torch.enable_grad()
-    def __call__(self, row: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        unknown = torch.from_numpy(row).to(self.basis.std).reshape(self.basis.shape)
-        unknown.requires_grad_()
-        picture = self.basis.decode(unknown)
-        error = self._evened(self.front(picture[None]) - self.target).square().sum() / self.size
-        loss = error + self.prior * unknown.square().mean()
-        (gradient,) = torch.autograd.grad(loss, unknown)
-        value = float(loss.detach())
-        if not self.history or value < min(self.history):
-            self.best = picture.detach()
-        self.history.append(value)
+    def _note(self, picture: Tensor, loss: float) -> None:
+        self.history.append(loss)
         if len(self.history) in self.kept:
-            images = self.best[None].clone()
-            self.snapshots.append(Snapshot(len(self.history), min(self.history), images))
-        return value, gradient.reshape(-1).double().cpu().numpy()
+            self.snapshots.append(Snapshot(len(self.history), loss, picture[None]))
 
 
 @torch.no_grad()
