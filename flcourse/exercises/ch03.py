@@ -32,23 +32,34 @@ def picture_without_bias(answer: Callable[..., Any]) -> str:
     draws = generator(0, "exercise 03.1")
     for delta, which in (
         ([-0.8, 0.5, 0.2, 0.1], "of a softmax layer"),
-        ([0.0, 0.02, -0.6, 0.0, 0.1], "of a ReLU layer"),
-        ([0.3, 0.1], "of two neurons"),
+        ([0.0, 2e-5, -0.6, 0.0, 1e-5], "of a ReLU layer"),
+        ([1e-5, 0.3], "of two neurons"),
     ):
         picture = 0.2 + 0.5 * torch.rand(40, generator=draws)  # neither black nor white is in it
-        _check_direction(answer, picture, torch.tensor(delta), which)
+        rounding = 2e-6 * torch.randn(len(delta), 40, generator=draws)
+        _check_direction(answer, picture, torch.tensor(delta), rounding, which)
     return (
         "All but the brightness came back. Even that is not safe: the next cell reads it from the "
         "weights."
     )
 
 
-def _check_direction(answer: Callable[..., Any], x: Tensor, delta: Tensor, which: str) -> None:
+def _check_direction(
+    answer: Callable[..., Any], x: Tensor, delta: Tensor, rounding: Tensor, which: str
+) -> None:
     grad_weight = delta[:, None] * x
+    grad_weight += rounding * (delta != 0)[:, None]  # a silent neuron sends exact zeros
     got = answer(grad_weight.clone())
     want = x / x.max()
     row = grad_weight[delta.abs().argmax()]
     mistakes: dict[str, object] = {
+        "This row is mostly rounding: its δ is tiny. Take the row of greatest length.": _divided(
+            grad_weight[delta.abs().masked_fill(delta == 0, 1).argmin()]
+        ),
+        "This is the last row, whatever it holds: it may be mostly rounding. Take the row of "
+        "greatest length.": _divided(grad_weight[-1]),
+        "Every row is divided and counts the same, rows of rounding too. Use the longest row "
+        "alone.": _divided(grad_weight[delta != 0]).abs().mean(dim=0),
         "This is a row as it stands in the gradient: divide it, so that the brightest pixel is 1."
         "": row,
         "The row has length 1 now. Divide by its largest entry, not by its length: the brightest "
@@ -76,6 +87,11 @@ def _check_direction(answer: Callable[..., Any], x: Tensor, delta: Tensor, which
     tip = "Rows of tiny δ are mostly rounding and sums of rows cancel: use the longest row alone."
     what = f"the picture read from the gradient {which}"
     expect_close(got, want, what, tip, mistakes=mistakes, rtol=1e-3)
+
+
+def _divided(rows: Tensor) -> Tensor:
+    """Rows ``[..., f]``, each divided by its entry of largest size."""
+    return rows / rows.gather(-1, rows.abs().argmax(dim=-1, keepdim=True))
 
 
 # --- 03.2: an objective and its slope -------------------------------------------------------------
@@ -211,7 +227,7 @@ _FLAWS = (
 def report(answer: Callable[..., Any]) -> str:
     for case in range(2):
         _check_report(answer, case)
-    return "Each flaw alone changes who seems to win. All three were found in published code."
+    return "Each of the three alone changes what the report says of the same attack."
 
 
 def _check_report(answer: Callable[..., Any], case: int) -> None:

@@ -81,6 +81,11 @@ def reported(*, early=False, one_statistic=False, by_truth=False, clamp=True, un
 WRONG = {
     "03.1": [
         ("first row", lambda w: w[0] / w[0][w[0].abs().argmax()], "NaN or infinity"),
+        ("last row", lambda w: w[-1] / w[-1].max(), "rounding"),
+        ("row of the largest sum",
+         lambda w: w[w.sum(1).argmax()] / w[w.sum(1).argmax()].max(), "rounding"),
+        ("mean of divided rows",
+         lambda w: (w.abs() / w.abs().amax(1, keepdim=True)).nanmean(0), "counts the same"),
         ("mean of the rows", lambda w: w.mean(0) / w.mean(0).abs().max(), "sums of rows cancel"),
         ("not divided", longest, "as it stands"),
         ("length one", lambda w: longest(w) / longest(w).norm(), "length 1"),
