@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from flcourse.attacks.linear import divide
+from flcourse.attacks.observe import observe_gradient
 from flcourse.attacks.types import Leak, task_loss
 from flcourse.data import Client
 from flcourse.local import local_updates
@@ -148,3 +149,17 @@ def test_the_formula_by_hand():
     assert found.images.tolist() == [[3.0, 5.0]]
     assert found.labels.tolist() == [1]  # cross-entropy falls as the logit grows: label 1
     assert F.logsigmoid(torch.tensor(1.0)) > F.logsigmoid(torch.tensor(0.0))
+
+
+def test_a_batch_norm_in_training_mode_is_seen_to_mix_samples():
+    """Its input depends on the company of a sample, so the division would give another picture."""
+    model = nn.Sequential(
+        nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 8 * 8, 20), nn.ReLU(), nn.Linear(20, 10)
+    )
+    images = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    leak = observe_gradient(model, images, torch.tensor([3]))
+    with pytest.raises(ValueError, match="something mixes before it"):
+        divide(model, leak)
+    model.eval()
+    leak = observe_gradient(model, images, torch.tensor([3]))
+    torch.testing.assert_close(divide(model, leak).images, images, atol=1e-4, rtol=0)

@@ -72,6 +72,9 @@ def solve_input(
         missing = relative(weight_gradient(conv, x, delta) - gradient, gradient)
     rank = len(firm.rows) + len(soft.rows)
     equations = rank * in_shape[0] + int((trust > 0).sum())
+    if rank < in_shape[1] * in_shape[2]:
+        # Σ_i,a,b w_p ∂W_o = Σ δ_o (z_p - b_p) for every pair of outputs: told by both systems.
+        equations -= conv.out_channels**2
     forward = relative(off, trust * (z - bias))
     return Solution(x, missing, forward, rank, equations, x.numel(), iterations)
 

@@ -83,15 +83,18 @@ def find_entry(model: nn.Module, leak: Leak) -> Entry:
     a forward pass does between its layers counts, too.
     Raises ``ValueError`` with the remedy where the model is not like that, or has no bias there.
     """
-    calls = _linear_calls(model, leak.image_shape)
+    shown = probes(leak.image_shape)
+    calls = _linear_calls(model, shown)
     if not calls:
         raise ValueError(f"{type(model).__name__} has no linear layer: use match_gradients")
     name, layer, seen = calls[0]
     shift, scale = seen[0], seen[1] - seen[0]
-    fits = seen.dim() == 2 and seen.shape[1] == probes(leak.image_shape)[0].numel()
+    fits = seen.dim() == 2 and seen.shape[1] == shown[0].numel()
     if fits:
-        expected = probes(leak.image_shape).flatten(1) * scale + shift
+        expected = shown.flatten(1) * scale + shift
         fits = bool((scale != 0).all()) and bool(torch.allclose(seen, expected))
+        # A BatchNorm in training mode scales by its batch: other company, another input.
+        fits = fits and bool(torch.allclose(_linear_calls(model, shown[1:])[0][2], seen[1:]))
     if not fits:
         raise ValueError(
             f"the input of the first linear layer, {name!r}, is not the picture itself: something "
@@ -147,8 +150,8 @@ def candidate_deltas(model: nn.Module, entry: Entry, images: Tensor) -> Tensor |
 
 
 @torch.no_grad()
-def _linear_calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, nn.Linear, Tensor]]:
-    """Every use of a linear layer on the probes, in order: name, layer, its input in float64."""
+def _linear_calls(model: nn.Module, shown: Tensor) -> list[tuple[str, nn.Linear, Tensor]]:
+    """Every use of a linear layer on probes, in order: name, layer, its input in float64."""
     # A copy, for a BatchNorm would take the probes into its statistics; in float64, for a table
     # with a large mean and a small spread loses digits between the probes 0 and 1.
     probed = copy.deepcopy(model).cpu().double()
@@ -164,7 +167,7 @@ def _linear_calls(model: nn.Module, shape: tuple[int, ...]) -> list[tuple[str, n
     for name in layers:
         probed.get_submodule(name).register_forward_pre_hook(hook_for(name))
     if layers:
-        probed(probes(shape))
+        probed(shown)
     return calls
 
 
