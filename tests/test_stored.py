@@ -97,7 +97,27 @@ def published_loops():
     assert again[1] == pytest.approx(runs["losses"][place][1], rel=0.3)
 
 
+def attack_lab():
+    made, maker = stored("attack_lab"), script("attack_lab")
+    for sweep, setting, method in (
+        ("batch", 2, "course"),
+        ("steps", 5, "one gradient"),
+        ("start", 0.2, "course"),
+        ("defence", "4 bits", "adapts"),
+        ("defence", "noise 1e-3", "adapts"),
+    ):
+        again = maker.cell(sweep, setting, method, *maker.RUNS[0])
+        kept = made[sweep][method][f"{setting}"]
+        assert again["psnr"] == pytest.approx(kept["psnr"][0], abs=3), (sweep, setting, method)
+        assert again["label"] == kept["label"][0]
+    for sweep, (_, settings, methods) in maker.SWEEPS.items():
+        assert list(made[sweep]) == list(methods)
+        for cells in made[sweep].values():
+            assert list(cells) == [f"{setting}" for setting in settings], sweep
+
+
 RECOMPUTE = {
+    "attack_lab": attack_lab,
     "published_loops": published_loops,
     "fedavg_communication": communication,
     "fedavg_variations": variations,
