@@ -62,7 +62,7 @@ def count(answer: Callable[..., Any]) -> str:
         if equations != own + forward:
             told = _why_equations(equations, conv, forward, height, width)
             raise Wrong(f"{where}: {told}")
-    return "A necessary condition. Whether it is sufficient, the next section finds out."
+    return "A necessary condition. Whether it is sufficient, a later section finds out."
 
 
 def _why_unknowns(unknowns: float, c_in: int, height: int, width: int) -> str:
@@ -218,7 +218,7 @@ def opaque(answer: Callable[..., Any]) -> str:
             f"{_named(model, digits, leaks)} of {ATTACKED} cases."
         )
     return (
-        f"peel and match_gradients fail, and the network still learns ({right:.0%} right). It is "
+        f"divide, peel and match_gradients fail, and the network still learns ({right:.0%} right). It is "
         f"no protection: from the same gradients the label was read in {_labels(digits, leaks)} of "
         f"{ATTACKED} cases, and among {SUSPECTS} digits of the same class the private one was "
         f"named in {_named(model, digits, leaks)} of {ATTACKED}."
@@ -233,14 +233,15 @@ def _opened(given: Any) -> tuple[nn.Module, str]:
     model, reason = given
     if not isinstance(model, nn.Module):
         raise Wrong(f"The first thing should be a network, but it is a {type(model).__name__}.")
-    if str(reason) not in ("A", "B", "C"):
+    letter = str(reason).strip().upper()
+    if letter not in ("A", "B", "C"):
         raise Wrong(f'The reason is {reason!r}: give the letter "A", "B" or "C".')
     if not any(p.requires_grad for p in model.parameters()):
         raise Wrong("The network has nothing that is trained, so it sends nothing.")
     shape = list(model(torch.zeros(2, 1, 8, 8)).shape)
     if shape != [2, 10]:
         raise Wrong(f"For digits [2, 1, 8, 8] the network returns {shape}; it should be [2, 10].")
-    return model, str(reason)
+    return model, letter
 
 
 def _attacked(model: nn.Module, digits: Split) -> list[Leak]:

@@ -114,6 +114,7 @@ WRONG = {
         ("claims protection", lambda: blurred("A"), "could not learn"),
         ("only the label", lambda: blurred("C"), "More than the label"),
         ("no reason", lambda: blurred()[0], "the reason"),
+        ("another letter", lambda: blurred("D"), 'give the letter "A"'),
         ("two outputs", two_outputs, "should be [2, 10]"),
     ],
 }
