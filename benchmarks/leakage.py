@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -130,10 +131,11 @@ def _warm_up(part: Part, pictures: Dataset, budget: Budget) -> None:
             attack(message.model, message.leak, 0)
 
 
-def peak_memory(restarts: int = RESTARTS, steps: int | None = None) -> Record:
+def peak_memory(restarts: int = RESTARTS, steps: int = 20) -> Record:
     """Peak memory in MiB of a fresh process that attacks SimpleCNN with so many restarts.
 
-    ``before`` is what Python, torch and the model take; ``steps`` limits the evaluations.
+    ``before`` is what Python, torch and the model take. The peak comes at the first evaluations, so
+    ``steps`` are few.
     """
     command = [
         sys.executable,
@@ -149,14 +151,14 @@ def peak_memory(restarts: int = RESTARTS, steps: int | None = None) -> Record:
     return record
 
 
-def _attack_with_restarts(restarts: int, steps: int | None) -> Record:
+def _attack_with_restarts(restarts: int, steps: int) -> Record:
     photos = load_dataset("photos").train
     model = SimpleCNN(10)
     leak = observe_gradient(model, photos.inputs[:1], photos.labels[:1])
     before = _peak()
-    options: Record = {} if steps is None else {"steps": steps}
     begun = time.process_time()
-    recovery = match_gradients(model, leak, restarts=restarts, **options)
+    # From noise: the default would begin at exact features, where there is nothing to restart.
+    recovery = match_gradients(model, leak, restarts=restarts, start="normal", steps=steps)
     return {
         "restarts": restarts,
         "before_mib": before,
@@ -215,8 +217,18 @@ def main() -> None:
         "provenance": provenance(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(_rounded(record), indent=1, ensure_ascii=False)
+    options.out.write_text(text + "\n")
     print(options.out)
+
+
+def _rounded(value: Any) -> Any:
+    """Five digits: scores and seconds hold no more."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def run(
@@ -231,7 +243,7 @@ def run(
     for name in progress([name for name in wanted if name != "memory"], "parts"):
         path = work / f"{name}.jsonl" if work else None
         records += measure(available[name], pictures, budget, path)
-    memory = peak_memory(steps=2 if budget == QUICK else None) if "memory" in wanted else None
+    memory = peak_memory() if "memory" in wanted else None
     lines = rows(records, {name: part.yardstick for name, part in available.items()})
     return {
         "name": "leakage",
