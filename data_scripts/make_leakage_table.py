@@ -37,26 +37,25 @@ BUDGETS: dict[str, Budget] = {
     ),
 }  # fmt: skip
 PICTURES = {"photos64": {"batch": 1, "update": 1}, "cifar10": {"update": 2}}  # messages a seed
+ONE_SEED = ("photos64",)  # for its batches and updates
 
 
-def planned(name: str) -> dict[str, Part]:
-    """The parts of the table on one set of pictures."""
-    fewer = PICTURES.get(name, {})
-
-    def kind(part: Part) -> str:
-        return "update" if part.local_steps else "batch" if part.batch > 1 else "one"
-
-    return {
-        key: replace(part, count=fewer.get(kind(part), part.count))
-        for key, part in parts(BUDGETS[name]).items()
-    }
+def planned(name: str) -> dict[str, tuple[Part, Budget]]:
+    """The parts of the table on one set of pictures, each with its budget."""
+    budget, fewer = BUDGETS[name], PICTURES.get(name, {})
+    short = replace(budget, seeds=FULL.seeds[:1]) if name in ONE_SEED else budget
+    found = {}
+    for key, part in parts(budget).items():
+        kind = "update" if part.local_steps else "batch" if part.batch > 1 else "one"
+        part = replace(part, count=fewer.get(kind, part.count))
+        found[key] = (part, budget if kind == "one" else short)
+    return found
 
 
 def probe(name: str, picture: int, seed: int, root: str | None = None) -> dict[str, float]:
     """One cell that takes seconds: PSNR of `peel` and `match_gradients` on one LeNet message."""
-    message = planned(name)["LeNet, one picture"].message(
-        load_pictures(name, root), picture, seed
-    )  # fmt: skip
+    part, _ = planned(name)["LeNet, one picture"]
+    message = part.message(load_pictures(name, root), picture, seed)
     found = {
         "peel": peel(message.model, message.leak),
         "match_gradients": match_gradients(message.model, message.leak, seed=seed),
@@ -80,8 +79,8 @@ def measured(name: str, pictures: Dataset, work: Path) -> list[dict[str, Any]]:
     """All records of one set; finished messages are read from `work`."""
     (work / name).mkdir(parents=True, exist_ok=True)
     records: list[dict[str, Any]] = []
-    for part in progress(planned(name).values(), name):
-        records += measure(part, pictures, BUDGETS[name], work / name / f"{part.name}.jsonl")
+    for part, budget in progress(planned(name).values(), name):
+        records += measure(part, pictures, budget, work / name / f"{part.name}.jsonl")
     return records
 
 
@@ -95,7 +94,7 @@ def main() -> None:
     for name in SETS:
         pictures = load_pictures(name, options.root)
         records = measured(name, pictures, options.work)
-        lines = rows(records, {part.name: part.yardstick for part in planned(name).values()})
+        lines = rows(records, {part.name: part.yardstick for part, _ in planned(name).values()})
         results[name] = [stored_row(line, records) for line in lines]
     config = {
         "seeds": FULL.seeds,

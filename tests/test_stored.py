@@ -116,7 +116,18 @@ def attack_lab():
             assert list(cells) == [f"{setting}" for setting in settings], sweep
 
 
+def leakage_table():
+    made, maker = stored("leakage_table"), script("leakage_table")
+    for attack, again in maker.probe("photos", picture=0, seed=1).items():
+        row = next(row for row in made["photos"] if row["attack"] == attack)
+        place = row["messages"].index([0, 1])
+        spread = np.std(np.concatenate(row["psnrs"]))
+        assert again == pytest.approx(row["psnrs"][place][0], abs=2 * spread), attack
+    assert list(made) == list(maker.SETS)
+
+
 RECOMPUTE = {
+    "leakage_table": leakage_table,
     "attack_lab": attack_lab,
     "published_loops": published_loops,
     "fedavg_communication": communication,
