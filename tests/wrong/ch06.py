@@ -45,6 +45,20 @@ def typical(p, f):
     return p.median(dim=1).values - f
 
 
+def attacker_by_run(p, f):
+    return (p - f).amax(dim=0).median(dim=0).values.max()
+
+
+def attacker_by_mean(p, f):
+    above = typical(p, f)
+    return above[above.mean(dim=1).argmax()].max()
+
+
+def picture_by_mean(p, f):
+    above = typical(p, f)
+    return above[:, above.mean(dim=0).argmax()].max()
+
+
 WRONG = {
     "06.1": [
         ("one gradient", lambda *g: unrolled(*g, moves=False), "one gradient times"),
@@ -72,6 +86,9 @@ WRONG = {
         ("mean attacker", lambda p, f: typical(p, f).mean(dim=0).max(), "over the attackers"),
         ("best run", lambda p, f: (p - f).max(), "best run"),
         ("one floor", lambda p, f: (p.median(dim=1).values - f.mean()).max(), "one floor for all"),
+        ("attacker a run", attacker_by_run, "strongest attacker of each run"),
+        ("attacker by mean", attacker_by_mean, "mean over the pictures"),
+        ("picture by mean", picture_by_mean, "mean over attackers"),
         ("table", typical, "one number"),
     ],
 }
