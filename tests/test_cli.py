@@ -73,6 +73,8 @@ def test_an_interrupted_process_goes_on_to_the_same_numbers_and_model(train, tmp
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
         env={**os.environ, "FLCOURSE_PROGRESS": "0"},
+        # Where the tests themselves run in the background, an interrupt is ignored: not here.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:

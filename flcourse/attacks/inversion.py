@@ -32,10 +32,10 @@ from flcourse.attacks.types import LabelGuess, Leak, Recovery, Snapshot
 from flcourse.runtime import generator
 
 # Evaluations where the options do not say: what was measured to pay.
-_SINGLE, _UNROLLED, _NOISY, _BATCH, _BATCH_AT_MOST = 250, 100, 120, 250, 1000
+_SINGLE, _UNROLLED, _NOISY, _BATCH, _BATCH_AT_MOST = 250, 150, 120, 500, 1000
 _FIRST_ORDER_STEPS = 2000
 # A batch has more unknowns than its gradient has numbers: a trace of the prior decides the rest.
-_BATCH_PRIOR = 3e-10
+_BATCH_PRIOR = 1e-10
 _FEATURE_STEPS = 160
 _RACE = 40  # evaluations of every candidate label before the worse ones are dropped
 _FINALISTS = 2

@@ -218,9 +218,9 @@ def opaque(answer: Callable[..., Any]) -> str:
             f"{_named(model, digits, leaks)} of {ATTACKED} cases."
         )
     return (
-        f"divide, peel and match_gradients fail, and the network still learns ({right:.0%} right). It is "
-        f"no protection: from the same gradients the label was read in {_labels(digits, leaks)} of "
-        f"{ATTACKED} cases, and among {SUSPECTS} digits of the same class the private one was "
+        "divide, peel and match_gradients fail, and the network still learns "
+        f"({right:.0%} right). It is no protection: from the same gradients the label was read in "
+        f"{_labels(digits, leaks)} of {ATTACKED} cases, and among {SUSPECTS} digits of the same class the private one was "
         f"named in {_named(model, digits, leaks)} of {ATTACKED}."
     )
 
