@@ -220,7 +220,8 @@ def opaque(answer: Callable[..., Any]) -> str:
     return (
         "divide, peel and match_gradients fail, and the network still learns "
         f"({right:.0%} right). It is no protection: from the same gradients the label was read in "
-        f"{_labels(digits, leaks)} of {ATTACKED} cases, and among {SUSPECTS} digits of the same class the private one was "
+        f"{_labels(digits, leaks)} of {ATTACKED} cases, and among {SUSPECTS} digits of "
+        "the same class the private one was "
         f"named in {_named(model, digits, leaks)} of {ATTACKED}."
     )
 
