@@ -250,7 +250,9 @@ def attack_table(
         for place, text in enumerate(heads)
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    page = f'<div style="overflow-x:auto">{table}</div>'
+    # On a phone the table scrolls sideways: with tabindex, also by keyboard.
+    scrolls = 'style="overflow-x:auto" tabindex="0" role="region" aria-label="Table of attacks"'
+    page = f"<div {scrolls}>{table}</div>"
     best = max(rows, key=lambda name: rows[name]["psnr"])
     note = (
         "PSNR is the median over all pictures and seeds; a success scores above 20 dB and "
