@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flcourse.attacks.basis import Basis, make_basis
+from flcourse.attacks.features import invert_features
+from flcourse.attacks.labels import infer_labels
 from flcourse.attacks.objective import Matching, Objective, Target, Weights, looks_pruned
 from flcourse.attacks.optimise import (
     Batch,
@@ -26,9 +28,10 @@ from flcourse.attacks.optimise import (
     spaced,
 )
 from flcourse.attacks.presets import Options, resolve
+from flcourse.attacks.recursive import peel
 from flcourse.attacks.simulate import Client
 from flcourse.attacks.starts import box, start_point
-from flcourse.attacks.types import LabelGuess, Leak, Recovery, Snapshot
+from flcourse.attacks.types import Leak, Recovery, Snapshot
 from flcourse.runtime import generator
 
 # Evaluations where the options do not say: what was measured to pay.
@@ -110,9 +113,6 @@ def _from_features(
 
     Matching gradients from there on was measured to change nothing (within 0.1 dB).
     """
-    from flcourse.attacks.features import invert_features
-    from flcourse.attacks.recursive import peel
-
     insists = options.start == "exact"
     known = isinstance(labels, Tensor) and not labels.is_floating_point() and len(labels) == 1
     if not insists and (leak.batch_size > 1 or leak.steps > 1 or leak.noise_std is not None):
@@ -222,21 +222,12 @@ def _targets(problem: _Problem, labels: Tensor | str | None) -> Tensor | None:
 
 def _inferred(problem: _Problem) -> Tensor:
     num_outputs = problem.client.num_outputs
-    guess = _guess(problem.model, problem.leak)
+    guess = infer_labels(problem.model, problem.leak)
     certain = guess.certain or problem.leak.batch_size > 1 or problem.options.candidates == 1
     if certain:
         return _one_hot(guess.labels, num_outputs)[None]
     ranked = guess.scores.argsort(descending=True)[: problem.options.candidates]
     return torch.stack([_one_hot(label[None], num_outputs) for label in ranked])
-
-
-def _guess(model: nn.Module, leak: Leak) -> LabelGuess:
-    import flcourse.attacks.labels as rules
-
-    if hasattr(rules, "infer_labels"):
-        guess: LabelGuess = rules.infer_labels(model, leak)
-        return guess
-    return rules.sign_rule([g for g in leak.gradients.values() if g.dim() == 1][-1])
 
 
 def _one_hot(labels: Tensor, num_outputs: int) -> Tensor:

@@ -100,32 +100,25 @@ class Options:
             )
 
 
+# The loop of DLG's and iDLG's programs: 300 calls of L-BFGS with 20 iterations each, learning rate
+# 1, no line search.
+_PUBLISHED_LOOP: dict[str, Any] = {
+    "distance": "squared",
+    "basis": "pixels",
+    "start": "normal",
+    "line_search": False,
+    "steps": 6000,
+    "keep": "last",
+    "support": "all",
+    "unroll": False,
+}
+
 # Each as its authors have it; the label is a part of the method, see ``match_gradients``.
 PRESETS: dict[str, dict[str, Any]] = {
-    # Zhu, Liu & Han 2019, "Deep Leakage from Gradients", algorithm 1 and their code: 300 calls of
-    # L-BFGS with 20 iterations each, learning rate 1, no line search, picture and label together.
-    "zhu2019": {
-        "distance": "squared",
-        "basis": "pixels",
-        "start": "normal",
-        "line_search": False,
-        "steps": 6000,
-        "keep": "last",
-        "support": "all",
-        "unroll": False,
-        "labels": "optimise",
-    },
+    # Zhu, Liu & Han 2019, "Deep Leakage from Gradients", algorithm 1: picture and label together.
+    "zhu2019": {**_PUBLISHED_LOOP, "labels": "optimise"},
     # Zhao, Mopuri & Bilen 2020, "iDLG", algorithm 1: the same with the label by the sign rule.
-    "zhao2020": {
-        "distance": "squared",
-        "basis": "pixels",
-        "start": "normal",
-        "line_search": False,
-        "steps": 6000,
-        "keep": "last",
-        "support": "all",
-        "unroll": False,
-    },
+    "zhao2020": _PUBLISHED_LOOP,
     # Geiping et al. 2020, "Inverting Gradients", section 4 and their code.
     "geiping2020": {
         "distance": "cosine",
