@@ -6,9 +6,18 @@
 The noise multiplier is ``z = σ/C`` everywhere. Chapters 10, 11 and 12.
 """
 
+from flcourse.privacy.accounting import METHODS, Accountant, Release, epsilon, noise_multiplier
 from flcourse.privacy.adaptive import AdaptiveClip
 from flcourse.privacy.clipping import Clipped, clip_layers, clip_rows
 from flcourse.privacy.federated import DPFedAvg, sample_poisson, train_private
+from flcourse.privacy.gaussian import (
+    classic_epsilon,
+    classic_noise_multiplier,
+    gaussian_delta,
+    gaussian_epsilon,
+    gaussian_noise_multiplier,
+    trade_off,
+)
 from flcourse.privacy.noise import (
     SecureNoise,
     gaussian_rows,
@@ -18,16 +27,27 @@ from flcourse.privacy.noise import (
 )
 
 __all__ = [
+    "METHODS",
+    "Accountant",
     "AdaptiveClip",
     "Clipped",
     "DPFedAvg",
+    "Release",
     "SecureNoise",
+    "classic_epsilon",
+    "classic_noise_multiplier",
     "clip_layers",
     "clip_rows",
+    "epsilon",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "gaussian_noise_multiplier",
     "gaussian_rows",
     "gaussian_sum",
     "laplace_rows",
     "laplace_sum",
+    "noise_multiplier",
     "sample_poisson",
+    "trade_off",
     "train_private",
 ]
