@@ -21,6 +21,7 @@ from flcourse.vectors import Slot
 
 ADJACENCIES = ("add/remove", "replace-one")
 UNITS = ("client", "example")
+_COLUMNS_AT_ONCE = 2**12  # of rows, in a norm
 _ROUNDING = 1e-5  # of a norm: a float32 row scaled to length C is C long up to its last digits
 
 
@@ -66,6 +67,42 @@ class Clipped:
         With a row removed the sum changes by that row; with a row replaced, by the difference of
         two rows, which may point in opposite directions.
         """
+        return self.clip_norm * (1.0 if self.adjacency == "add/remove" else 2.0)
+
+    def total(self) -> ClippedSum:
+        """``Σ_i row_i``, added in float64, and what it is the sum of."""
+        total = self.rows.double().sum(dim=0).to(self.rows.dtype)
+        terms = (len(self.rows), self.clip_norm, self.adjacency, self.unit, self.order)
+        return ClippedSum(total, *terms)
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """The sum ``[d]`` of ``count`` clipped rows that were never all in memory (DP-SGD in chunks).
+
+    The other attributes are those of ``Clipped``. Raises ``ValueError`` for a sum that is not
+    finite, or longer than ``count`` rows of length ``clip_norm`` can make it.
+    """
+
+    total: Tensor
+    count: int
+    clip_norm: float
+    adjacency: str = "add/remove"
+    unit: str = "example"
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        _check_choice(self.clip_norm, self.adjacency, self.unit, self.order)
+        length = float(row_norms(self.total[None], self.order))
+        if not length <= self.count * self.clip_norm * (1 + _ROUNDING):
+            raise ValueError(
+                f"a sum of length {length:g} is no sum of {self.count} rows of at most "
+                f"clip_norm={self.clip_norm}: clip each row before adding"
+            )
+
+    @property
+    def sensitivity(self) -> float:
+        """As ``Clipped.sensitivity``."""
         return self.clip_norm * (1.0 if self.adjacency == "add/remove" else 2.0)
 
 
@@ -134,8 +171,20 @@ def clip_layers(
 
 
 def row_norms(rows: Tensor, order: int = 2) -> Tensor:
-    """``‖row‖`` of each row ``[n, d] -> [n]``, summed in float64 so that no square overflows."""
-    return torch.linalg.vector_norm(rows, ord=order, dim=1, dtype=torch.float64)
+    """``‖row‖`` of each row ``[n, d] -> [n]``, float64.
+
+    Pieces in the rows' own precision (a tenth of the time), their norms in float64; where a square
+    overflows, all of it in float64.
+    """
+    pieces = [
+        torch.linalg.vector_norm(piece, ord=order, dim=1).double()
+        for piece in rows.split(_COLUMNS_AT_ONCE, dim=1)
+    ]
+    norms = torch.linalg.vector_norm(torch.stack(pieces), ord=order, dim=0)
+    over = torch.isinf(norms)
+    if bool(over.any()):
+        norms[over] = torch.linalg.vector_norm(rows[over].double(), ord=order, dim=1)
+    return norms
 
 
 def _shorten(rows: Tensor, bound: Tensor, order: int) -> Tensor:

@@ -277,12 +277,11 @@ def train_private(
     server_momentum: float = 0.0,
     seed: int = 0,
     engine: str = "auto",
-    local: Callable[[nn.Module, Sequence[Client], int], Tensor] | None = None,
     on_round: Callable[[Round], None] | None = None,
 ) -> History:
     """``fedavg.train`` with cohorts drawn by ``sample_poisson`` at ``dp.sample_rate``.
 
-    ``model`` is trained in place. ``local(model, cohort, round)`` may replace ``local_updates``.
+    ``model`` is trained in place.
     What a history holds (norms, who took part, test accuracy per round) bypasses the guarantee: it
     is for the reader of the course, not for publication.
     Server momentum and learning rate are post-processing and cost no privacy. Chapter 12.
@@ -305,9 +304,7 @@ def train_private(
         start = time.perf_counter()
         cohort = sample_poisson(clients, dp.sample_rate, generator(seed, "cohort", number))
         rows = velocity.new_zeros(0, velocity.numel())
-        if cohort and local is not None:
-            rows = local(model, cohort, number)
-        elif cohort:
+        if cohort:
             rows, _ = local_updates(
                 model, cohort, seed=seed, round=number, engine=engine, epochs=epochs,
                 batch_size=batch_size, lr=lr,

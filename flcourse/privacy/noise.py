@@ -18,11 +18,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from flcourse.privacy.clipping import Clipped
+from flcourse.privacy.clipping import Clipped, ClippedSum
+
+T = TypeVar("T", Clipped, ClippedSum)
 
 _DRAWS = 4  # normals added to one in SecureNoise
 
@@ -52,7 +55,9 @@ class SecureNoise:
 Source = torch.Generator | SecureNoise
 
 
-def gaussian_sum(clipped: Clipped, noise_multiplier: float, generator: Source) -> Tensor:
+def gaussian_sum(
+    clipped: Clipped | ClippedSum, noise_multiplier: float, generator: Source
+) -> Tensor:
     """``Σ_i row_i + N(0, (z·Δ)² I)``, ``[n, d] -> [d]``: the Gaussian mechanism.
 
     ``z`` is the noise multiplier and ``Δ`` the sensitivity that the ``Clipped`` states: ``C`` for
@@ -60,14 +65,12 @@ def gaussian_sum(clipped: Clipped, noise_multiplier: float, generator: Source) -
     ``flcourse.privacy.epsilon(z, steps=1, delta=δ)`` for its unit and adjacency.
 
     Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", A. Chapter 10.
-    Raises ``TypeError`` for anything that is not a ``Clipped``, ``ValueError`` for one clipped in
+    Raises ``TypeError`` for anything that was not clipped, ``ValueError`` for what was clipped in
     another norm or a multiplier that is not positive.
     """
-    rows = _clipped(clipped, 2).rows
-    scale = noise_std(clipped, noise_multiplier)
-    return (
-        rows.double().sum(dim=0) + scale * normal(rows.shape[1:], generator).to(rows.device)
-    ).to(rows.dtype)
+    total = _total(clipped, 2)
+    noise = normal(total.shape, generator).to(total.device)
+    return (total + noise_std(clipped, noise_multiplier) * noise).to(total.dtype)
 
 
 def gaussian_rows(clipped: Clipped, noise_multiplier: float, generator: Source) -> Tensor:
@@ -76,12 +79,12 @@ def gaussian_rows(clipped: Clipped, noise_multiplier: float, generator: Source) 
     The same noise on each row as ``gaussian_sum`` puts on the sum, so ``n`` times its variance in
     the sum: the price of not trusting whoever adds. Raises as ``gaussian_sum`` does. Chapter 10.
     """
-    rows = _clipped(clipped, 2).rows
+    rows = _checked(clipped, Clipped, 2).rows
     scale = noise_std(clipped, noise_multiplier)
     return rows + (scale * normal(rows.shape, generator)).to(rows)
 
 
-def noise_std(clipped: Clipped, noise_multiplier: float) -> float:
+def noise_std(clipped: Clipped | ClippedSum, noise_multiplier: float) -> float:
     """``z · Δ``: the standard deviation of each value's noise, in the rows' own units."""
     if not (noise_multiplier > 0 and math.isfinite(noise_multiplier)):
         raise ValueError(
@@ -91,7 +94,7 @@ def noise_std(clipped: Clipped, noise_multiplier: float) -> float:
     return noise_multiplier * clipped.sensitivity
 
 
-def laplace_sum(clipped: Clipped, epsilon: float, generator: Source) -> Tensor:
+def laplace_sum(clipped: Clipped | ClippedSum, epsilon: float, generator: Source) -> Tensor:
     """``Σ_i row_i + Laplace(Δ₁ / ε)`` on each value, ``[n, d] -> [d]``: ε-DP with δ = 0.
 
     Needs rows clipped in the L1 norm: ``clip_rows(rows, C, order=1)``.
@@ -100,15 +103,14 @@ def laplace_sum(clipped: Clipped, epsilon: float, generator: Source) -> Tensor:
     3. Chapter 10. Raises ``TypeError`` for anything that is not a ``Clipped``, ``ValueError`` for
     one clipped in another norm or an ε that is not positive.
     """
-    rows = _clipped(clipped, 1).rows
-    scale = _laplace_scale(clipped, epsilon)
-    noise = laplace(rows.shape[1:], generator).to(rows.device)
-    return (rows.double().sum(dim=0) + scale * noise).to(rows.dtype)
+    total = _total(clipped, 1)
+    noise = laplace(total.shape, generator).to(total.device)
+    return (total + _laplace_scale(clipped, epsilon) * noise).to(total.dtype)
 
 
 def laplace_rows(clipped: Clipped, epsilon: float, generator: Source) -> Tensor:
     """``row_i + Laplace(Δ₁ / ε)`` for each row on its own, ``[n, d]``; as ``laplace_sum``."""
-    rows = _clipped(clipped, 1).rows
+    rows = _checked(clipped, Clipped, 1).rows
     return rows + (_laplace_scale(clipped, epsilon) * laplace(rows.shape, generator)).to(rows)
 
 
@@ -132,14 +134,20 @@ def laplace(shape: Sequence[int], source: Source) -> Tensor:
     return torch.log1p(-second) - torch.log1p(-first)
 
 
-def _laplace_scale(clipped: Clipped, epsilon: float) -> float:
+def _laplace_scale(clipped: Clipped | ClippedSum, epsilon: float) -> float:
     if not (epsilon > 0 and math.isfinite(epsilon)):
         raise ValueError(f"epsilon={epsilon} must be a positive number")
     return clipped.sensitivity / epsilon
 
 
-def _clipped(clipped: Clipped, order: int) -> Clipped:
-    if not isinstance(clipped, Clipped):
+def _total(clipped: Clipped | ClippedSum, order: int) -> Tensor:
+    if isinstance(clipped, ClippedSum):
+        return _checked(clipped, ClippedSum, order).total
+    return _checked(clipped, Clipped, order).total().total
+
+
+def _checked(clipped: T, kind: type[T], order: int) -> T:
+    if not isinstance(clipped, kind):
         raise TypeError(
             f"noise on a {type(clipped).__name__} that was never clipped protects nobody: "
             "pass clip_rows(rows, clip_norm)"
