@@ -8,7 +8,14 @@ The noise multiplier is ``z = σ/C`` everywhere. Chapters 10, 11 and 12.
 
 from flcourse.privacy.accounting import METHODS, Accountant, Release, epsilon, noise_multiplier
 from flcourse.privacy.adaptive import AdaptiveClip
-from flcourse.privacy.clipping import Clipped, clip_layers, clip_rows
+from flcourse.privacy.clipping import Clipped, ClippedSum, clip_layers, clip_rows
+from flcourse.privacy.dpsgd import (
+    clipped_gradients,
+    dpsgd_updates,
+    private_gradient,
+    private_step,
+    train_dpsgd,
+)
 from flcourse.privacy.federated import DPFedAvg, sample_poisson, train_private
 from flcourse.privacy.gaussian import (
     classic_epsilon,
@@ -18,6 +25,12 @@ from flcourse.privacy.gaussian import (
     gaussian_noise_multiplier,
     trade_off,
 )
+from flcourse.privacy.local_dp import (
+    Reports,
+    k_randomised_response,
+    randomised_response,
+    unary_encoding,
+)
 from flcourse.privacy.noise import (
     SecureNoise,
     gaussian_rows,
@@ -25,29 +38,41 @@ from flcourse.privacy.noise import (
     laplace_rows,
     laplace_sum,
 )
+from flcourse.privacy.per_sample import per_sample_gradients
 
 __all__ = [
     "METHODS",
     "Accountant",
     "AdaptiveClip",
     "Clipped",
+    "ClippedSum",
     "DPFedAvg",
     "Release",
+    "Reports",
     "SecureNoise",
     "classic_epsilon",
     "classic_noise_multiplier",
     "clip_layers",
     "clip_rows",
+    "clipped_gradients",
+    "dpsgd_updates",
     "epsilon",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
     "gaussian_rows",
     "gaussian_sum",
+    "k_randomised_response",
     "laplace_rows",
     "laplace_sum",
     "noise_multiplier",
+    "per_sample_gradients",
+    "private_gradient",
+    "private_step",
+    "randomised_response",
     "sample_poisson",
     "trade_off",
+    "train_dpsgd",
     "train_private",
+    "unary_encoding",
 ]
