@@ -155,14 +155,21 @@ def _plan(releases: Sequence[Release], delta: float, tail: float, added: bool) -
             np.zeros(len(powers)),
         )
 
-    up = cumulants(_TILTS)
-    bounds = (up - math.log(delta)) / _TILTS
+    t = _TILTS
+    moments = cumulants(t)
+    # ε by the Rényi bound of order 1 + t: the best order is where the tail at ε comes from.
+    bounds = (moments - math.log(delta) - np.log1p(t)) / t + np.log(t / (1 + t))
     best = int(np.argmin(bounds))
-    edges = (up - math.log(_TAIL * delta)) / _TILTS
-    tilt, top = float(_TILTS[best]), int(np.argmin(edges))
-    lower = (math.log(_WRAPPED) + up[best] - cumulants(tilt - _TILTS)) / _TILTS
-    low = min(float(lower.max()), float(bounds[best]))
-    return Plan(tilt, low, float(edges[top]), float(_TILTS[top]), float(bounds[best]))
+    tilt = float(t[best])
+    # Chernoff: what lies above `high` is less than _TAIL·δ, and what lies outside of the window
+    # is, in the tilted distribution, less than _WRAPPED at either end.
+    outside = (moments - math.log(_TAIL * delta)) / t
+    right = (cumulants(tilt + t) - moments[best] - math.log(_WRAPPED)) / t
+    left = (moments[best] - cumulants(tilt - t) + math.log(_WRAPPED)) / t
+    power = int(np.argmin(outside))
+    high = max(float(outside[power]), float(right.min()))
+    low = min(float(left.max()), float(bounds[best]))
+    return Plan(tilt, low, high, float(t[power]), float(bounds[best]))
 
 
 def _rough_moments(release: Release, powers: Array, tail: float) -> Array:
