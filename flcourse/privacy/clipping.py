@@ -71,7 +71,7 @@ class Clipped:
 
     def total(self) -> ClippedSum:
         """``Σ_i row_i``, added in float64, and what it is the sum of."""
-        total = self.rows.double().sum(dim=0).to(self.rows.dtype)
+        total = exact(self.rows).sum(dim=0).to(self.rows)
         terms = (len(self.rows), self.clip_norm, self.adjacency, self.unit, self.order)
         return ClippedSum(total, *terms)
 
@@ -177,14 +177,19 @@ def row_norms(rows: Tensor, order: int = 2) -> Tensor:
     overflows, all of it in float64.
     """
     pieces = [
-        torch.linalg.vector_norm(piece, ord=order, dim=1).double()
+        exact(torch.linalg.vector_norm(piece, ord=order, dim=1))
         for piece in rows.split(_COLUMNS_AT_ONCE, dim=1)
     ]
     norms = torch.linalg.vector_norm(torch.stack(pieces), ord=order, dim=0)
     over = torch.isinf(norms)
     if bool(over.any()):
-        norms[over] = torch.linalg.vector_norm(rows[over].double(), ord=order, dim=1)
+        norms[over] = torch.linalg.vector_norm(exact(rows[over.to(rows.device)]), ord=order, dim=1)
     return norms
+
+
+def exact(values: Tensor) -> Tensor:
+    """The same values in float64, on the CPU where their device has none (MPS)."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
 def _shorten(rows: Tensor, bound: Tensor, order: int) -> Tensor:
@@ -200,7 +205,7 @@ def _finite(rows: Tensor, not_finite: str) -> tuple[Tensor, tuple[int, ...]]:
         raise ValueError(f"expected rows [n, d], got {list(rows.shape)}")
     if rows.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"rows of {rows.dtype}: clipping works on float32 and float64, .float()")
-    sound = torch.isfinite(row_norms(rows))
+    sound = torch.isfinite(row_norms(rows)).to(rows.device)
     if bool(sound.all()):
         return rows, ()
     bad = (~sound).nonzero().flatten().tolist()

@@ -33,7 +33,7 @@ from flcourse.fedavg import (
     local_updates,
 )
 from flcourse.privacy.adaptive import AdaptiveClip
-from flcourse.privacy.clipping import Clipped, clip_layers, clip_rows, row_norms
+from flcourse.privacy.clipping import Clipped, clip_layers, clip_rows, exact, row_norms
 from flcourse.privacy.noise import SecureNoise, Source, gaussian_rows, gaussian_sum
 from flcourse.runtime import device, generator, progress
 from flcourse.vectors import flatten, layout
@@ -58,7 +58,7 @@ class Records(Protocol):
 class DPFedAvg:
     """Clip each client's update, add up, add noise, divide by the number expected.
 
-    ``step = (Σ_k clip_C(row_k) + N(0, (z·Δ)² I)) / (q·N)``, ``Δ = C`` for add/remove.
+    ``step = (Σ_k clip_C(row_k) + N(0, (z·C)² I)) / (q·N)``.
 
     The denominator ``q·N`` is fixed beforehand: how many took part is private, too. Sample counts
     (``weights``) are ignored, as every client counts once: a weight would scale what a client can
@@ -67,15 +67,16 @@ class DPFedAvg:
     ``where`` the noise is added decides who must be trusted and what the step's noise norm is:
 
     - ``"server"``: once, on the sum, by a server that is trusted with the rows. ``√d·z·C/(qN)``.
-    - ``"distributed"``: by each client of the cohort, ``N(0, (z·Δ)²/(h·n))`` with ``h = honest``
+    - ``"distributed"``: by each client of the cohort, ``N(0, (z·C)²/(h·n))`` with ``h = honest``
       the share of the ``n`` that surely adds its part. The sum's noise is the server's one where
       ``h = 1``; whoever sees single rows (no secure aggregation) sees them nearly bare.
-    - ``"local"``: by each client, ``N(0, (z·Δ)²)`` on its own row, against the server itself.
+    - ``"local"``: by each client, ``N(0, (z·C)²)`` on its own row, against the server itself.
       ``√d·z·C·√n/(qN)``: √n times as much in the step. Here add/remove means that the row is there
       or is zeros; for any row against any other use ``adjacency="replace-one"``.
 
     What is recorded with ``accountant`` after each round: one Gaussian release with ``z`` at
-    ``sample_rate`` by ``sampling``; for ``"local"`` at rate 1, since the server sees who sends. For
+    ``sample_rate`` by ``sampling``; with everybody in and replace-one, with ``z/2``, since the sum
+    then moves by up to ``2C``. For ``"local"`` the rate is 1: the server sees who sends. For
     ``"distributed"`` that server knows the cohort, too: the amplification holds against those who
     see only the models. With ``noise_multiplier=0`` there is no privacy, and nothing may be
     recorded.
@@ -83,11 +84,13 @@ class DPFedAvg:
     Args:
         clip_norm: ``C``, or an ``AdaptiveClip`` (``where="server"`` only), which then follows the
             norms; its count is paid for out of ``noise_multiplier``.
-        noise_multiplier: ``z = σ/Δ``.
+        noise_multiplier: ``z = σ/C``.
         num_clients: ``N``, all clients that could be drawn.
         sample_rate: ``q``, the chance of each (``"poisson"``) or the share drawn (``"fixed"``).
         sampling: how cohorts are drawn: ``train_private`` needs ``"poisson"``, ``fedavg.train``
             with ``fraction < 1`` needs ``"fixed"``, with ``fraction=1`` either.
+        adjacency: what the ε is about. The theorems at hand: ``"add/remove"`` for Poisson cohorts,
+            ``"replace-one"`` for fixed ones (each the default there), either where all take part.
         per_layer: clip each layer to ``C/√L`` rather than the whole row to ``C``.
         not_finite: ``"refuse"`` or ``"drop"`` rows with NaN or infinity, as ``clip_rows``.
         seed: of the noise; ``None``: the run's seed. Such noise is repeatable, so not secret:
@@ -103,7 +106,7 @@ class DPFedAvg:
         sample_rate: float = 1.0,
         where: str = "server",
         sampling: str = "poisson",
-        adjacency: str = "add/remove",
+        adjacency: str | None = None,
         per_layer: bool = False,
         honest: float = 1.0,
         not_finite: str = "refuse",
@@ -115,7 +118,9 @@ class DPFedAvg:
         self._fixed_norm = math.nan if isinstance(clip_norm, AdaptiveClip) else clip_norm
         self.noise_multiplier, self.num_clients = noise_multiplier, num_clients
         self.sample_rate, self.where, self.sampling = sample_rate, where, sampling
-        self.adjacency, self.per_layer, self.honest = adjacency, per_layer, honest
+        usual = "add/remove" if self._whole() or sampling == "poisson" else "replace-one"
+        self.adjacency = usual if adjacency is None else adjacency
+        self.per_layer, self.honest = per_layer, honest
         self.not_finite, self.seed, self.secure = not_finite, seed, secure
         self.accountant = accountant
         self._check()
@@ -170,17 +175,26 @@ class DPFedAvg:
         if self.adaptive:
             self.adaptive.update(self._norms, self._source(context, None, "dp count"))
         if self.accountant is not None:
-            rate = 1.0 if self.where == "local" else self.sample_rate
-            sampling = "poisson" if rate == 1 else self.sampling
-            self.accountant.record(self.noise_multiplier, 1, rate, sampling)
+            self.accountant.record(*self.release())
         return total / self.expected_clients
 
+    def release(self) -> tuple[float, int, float, str]:
+        """What one round releases, in the order of ``Accountant.record``: ``z``, 1, rate, how."""
+        if self._whole():
+            halves = 2 if self.adjacency == "replace-one" else 1
+            return self.noise_multiplier / halves, 1, 1.0, "poisson"
+        return self.noise_multiplier, 1, self.sample_rate, self.sampling
+
+    def _whole(self) -> bool:
+        """No amplification: everybody takes part, or whoever is feared sees who does."""
+        return self.sample_rate == 1 or self.where == "local"
+
     def noise_norm(self, dimension: int) -> float:
-        """The expected length of the noise in one step, ``√d·z·Δ/(qN)``, times ``√n`` if local.
+        """The expected length of the noise in one step, ``√d·z·C/(qN)``, times ``√n`` if local.
 
         ``n = q·N`` is taken for the cohort. Chapter 12 predicts with it what training will do.
         """
-        std = self.noise_multiplier * self.clip_norm * (1 + (self.adjacency == "replace-one"))
+        std = self._rows_multiplier() * self.clip_norm
         draws = self.expected_clients if self.where == "local" else 1 / self.honest
         if self.where == "server":
             draws = 1.0
@@ -191,13 +205,16 @@ class DPFedAvg:
         return f"DPFedAvg({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def _sum(self, rows: Tensor, context: RoundContext) -> Tensor:
-        if self.where != "server" or not self.noise_multiplier:
-            return rows.double().sum(dim=0).to(rows.dtype)
-        multiplier = self.noise_multiplier
-        if self.adaptive:
-            multiplier = self.adaptive.rows_noise_multiplier(multiplier)
+        noisy = self.where == "local" or (self.where == "distributed" and len(rows))
+        if noisy or not self.noise_multiplier:
+            return exact(rows).sum(dim=0).to(rows)
+        # Distributed noise and nobody came: the server adds it, or the silence would tell.
         clipped = Clipped(rows, self.clip_norm, self.adjacency)  # refuses what is longer
-        return gaussian_sum(clipped, multiplier, self._source(context, None))
+        return gaussian_sum(clipped, self._rows_multiplier(), self._source(context, None))
+
+    def _rows_multiplier(self) -> float:
+        z = self.noise_multiplier
+        return self.adaptive.rows_noise_multiplier(z) if self.adaptive else z
 
     def _clip(self, rows: Tensor, model: nn.Module) -> Clipped:
         if self.per_layer:
@@ -243,6 +260,12 @@ class DPFedAvg:
             raise ValueError(f"sample_rate={self.sample_rate} must lie in (0, 1]")
         if not 0 < self.honest <= 1:
             raise ValueError(f"honest={self.honest} must lie in (0, 1]: the share that adds noise")
+        fitting = {"poisson": "add/remove", "fixed": "replace-one"}[self.sampling]
+        if not self._whole() and self.adjacency != fitting:
+            raise ValueError(
+                f"adjacency={self.adjacency!r} with {self.sampling} cohorts of sample_rate="
+                f"{self.sample_rate} has no theorem here: use {fitting!r}"
+            )
         if self.adaptive and self.where != "server":
             raise ValueError(f"AdaptiveClip needs where='server', not {self.where!r}")
         # One tiny row: norm and adjacency are checked where they are used.

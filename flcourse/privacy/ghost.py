@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from flcourse.local import Loss, per_sample
-from flcourse.privacy.clipping import row_norms
+from flcourse.privacy.clipping import exact, row_norms
 from flcourse.privacy.per_sample import factors_of
 
 
@@ -131,12 +131,9 @@ def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
 def _squared_norms(call: _Call, g: Tensor) -> Tensor:
     """``‖G_i A_iᵀ‖²`` (and the bias's share) of each sample: ``[b]`` float64."""
     a, g = _as_sequences(call, g)  # [b, T, in], [b, T, out]
-    found = torch.zeros(len(g), dtype=torch.float64, device=g.device)
-    if call.layer.weight.requires_grad:
-        found += _outer_norms(a, g)
-    if call.layer.bias is not None and call.layer.bias.requires_grad:
-        found += row_norms(g.sum(dim=1)).square()
-    return found
+    weight, bias = call.layer.weight, call.layer.bias
+    found = row_norms(g.sum(dim=1)).square() * float(bias is not None and bias.requires_grad)
+    return found + _outer_norms(a, g) if weight.requires_grad else found
 
 
 def _outer_norms(a: Tensor, g: Tensor) -> Tensor:
@@ -146,7 +143,7 @@ def _outer_norms(a: Tensor, g: Tensor) -> Tensor:
         return (row_norms(a[:, 0]) * row_norms(g[:, 0])).square()
     if places * (width + height) < width * height:
         grams = torch.bmm(a, a.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))
-        return grams.double().sum(dim=(1, 2)).clamp(min=0)
+        return exact(grams).sum(dim=(1, 2)).clamp(min=0)
     return row_norms(torch.bmm(g.transpose(1, 2), a).flatten(1)).square()
 
 

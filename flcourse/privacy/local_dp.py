@@ -96,7 +96,7 @@ def unary_encoding(
 
     Two clients differ in two bits, so each bit gets half of ε: ``p = e^{ε/2} / (1 + e^{ε/2})`` and
     ``q = 1 − p``, as in basic one-time RAPPOR. ``optimised``: ``p = 1/2, q = 1 / (1 + e^ε)``, the
-    same ε at less variance, since the many zeros are what matters.
+    same ε at less variance for rare values, since the many zeros are what matters there.
 
     Source: Erlingsson, Pihur & Korolova 2014, "RAPPOR"; Wang et al. 2017, section 4.2 and 4.3.
     Raises as ``k_randomised_response`` does.

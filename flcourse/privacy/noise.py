@@ -58,23 +58,22 @@ Source = torch.Generator | SecureNoise
 def gaussian_sum(
     clipped: Clipped | ClippedSum, noise_multiplier: float, generator: Source
 ) -> Tensor:
-    """``Σ_i row_i + N(0, (z·Δ)² I)``, ``[n, d] -> [d]``: the Gaussian mechanism.
+    """``Σ_i row_i + N(0, (z·C)² I)``, ``[n, d] -> [d]``: the Gaussian mechanism.
 
-    ``z`` is the noise multiplier and ``Δ`` the sensitivity that the ``Clipped`` states: ``C`` for
-    add/remove (σ on a page is ``z·C``), ``2C`` for replace-one. It gives the (ε, δ) of
-    ``flcourse.privacy.epsilon(z, steps=1, delta=δ)`` for its unit and adjacency.
+    ``z`` is the noise multiplier ``σ/C``. Between neighbours by add/remove the sum moves by at most
+    ``C``, and this costs ``flcourse.privacy.epsilon(z, steps=1, delta=δ)``; by replace-one it moves
+    by up to ``2C``, and this costs the ε of ``z/2``.
 
     Source: Dwork & Roth 2014, "The Algorithmic Foundations of Differential Privacy", A. Chapter 10.
     Raises ``TypeError`` for anything that was not clipped, ``ValueError`` for what was clipped in
     another norm or a multiplier that is not positive.
     """
     total = _total(clipped, 2)
-    noise = normal(total.shape, generator).to(total.device)
-    return (total + noise_std(clipped, noise_multiplier) * noise).to(total.dtype)
+    return total + (noise_std(clipped, noise_multiplier) * normal(total.shape, generator)).to(total)
 
 
 def gaussian_rows(clipped: Clipped, noise_multiplier: float, generator: Source) -> Tensor:
-    """``row_i + N(0, (z·Δ)² I)`` for each row on its own, ``[n, d] -> [n, d]``.
+    """``row_i + N(0, (z·C)² I)`` for each row on its own, ``[n, d] -> [n, d]``.
 
     The same noise on each row as ``gaussian_sum`` puts on the sum, so ``n`` times its variance in
     the sum: the price of not trusting whoever adds. Raises as ``gaussian_sum`` does. Chapter 10.
@@ -85,13 +84,13 @@ def gaussian_rows(clipped: Clipped, noise_multiplier: float, generator: Source) 
 
 
 def noise_std(clipped: Clipped | ClippedSum, noise_multiplier: float) -> float:
-    """``z · Δ``: the standard deviation of each value's noise, in the rows' own units."""
+    """``σ = z · C``: the standard deviation of each value's noise, in the rows' own units."""
     if not (noise_multiplier > 0 and math.isfinite(noise_multiplier)):
         raise ValueError(
             f"noise_multiplier={noise_multiplier} must be a positive number; "
             "for a sum without privacy, add up clipped.rows"
         )
-    return noise_multiplier * clipped.sensitivity
+    return noise_multiplier * clipped.clip_norm
 
 
 def laplace_sum(clipped: Clipped | ClippedSum, epsilon: float, generator: Source) -> Tensor:
@@ -104,8 +103,7 @@ def laplace_sum(clipped: Clipped | ClippedSum, epsilon: float, generator: Source
     one clipped in another norm or an ε that is not positive.
     """
     total = _total(clipped, 1)
-    noise = laplace(total.shape, generator).to(total.device)
-    return (total + _laplace_scale(clipped, epsilon) * noise).to(total.dtype)
+    return total + (_laplace_scale(clipped, epsilon) * laplace(total.shape, generator)).to(total)
 
 
 def laplace_rows(clipped: Clipped, epsilon: float, generator: Source) -> Tensor:
