@@ -237,7 +237,7 @@ def test_with_everybody_and_no_noise_it_is_fedavg(federation: Federation) -> Non
     two = train_private(private, clients, test, dp, **options)
     assert torch.allclose(flatten(plain), flatten(private), atol=1e-5)
     assert one.accuracy == pytest.approx(two.accuracy, abs=0.01) and one.accuracy[-1] > 0.3
-    assert [r.clients for r in two.rounds] == [list(range(20))] * 3
+    assert [r.clients for r in two.rounds] == [list(range(20))] * 4
 
 
 def test_a_private_run_plugs_into_both_loops_and_learns(federation: Federation) -> None:
