@@ -21,14 +21,15 @@ from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import logsumexp, ndtr
 
 from flcourse.privacy.gaussian import gaussian_epsilon
-from flcourse.privacy.rdp import log_ratio
+from flcourse.privacy.rdp import log_ratio, rdp_epsilon
 from flcourse.privacy.releases import Release, check_delta, require_poisson
 
 Array = NDArray[np.float64]
 
-_TAIL = 1e-6  # what all cut tails together may add to δ, relative to δ
-_WRAPPED = 1e-10  # what wraps around in the window, relative to all (it only adds to δ)
-_MAX_CELLS = 2**22  # beyond this the grid gets coarser: still an upper bound, less tight
+_EXCESS = 1.5e-4  # what the grid may add to ε, relative to ε below 1
+_TAIL = 1e-6  # what each cut tail may add to δ, relative to δ
+_MAX_CELLS = 2**20  # beyond this the grid gets coarser: still an upper bound, less tight
+_MAX_LOSS = 300.0  # in one step: e^300 still fits into a float, with room for products
 _TILTS = 10 ** np.linspace(-3, 6, 73)
 
 
@@ -44,8 +45,10 @@ class Losses(NamedTuple):
         """``mass·e^{tL} / M`` and ``ln M``: the same losses, seen from the far tail."""
         with np.errstate(divide="ignore"):  # a mass of 0 stays 0
             logs = np.log(self.mass) + tilt * width * (self.start + np.arange(len(self.mass)))
-        total = float(logsumexp(logs))
-        return np.exp(logs - total), total
+        peak = logs.max()
+        weights = np.exp(logs - peak)
+        total = weights.sum()
+        return weights / total, float(peak + np.log(total))
 
 
 def pld_epsilon(releases: Sequence[Release], delta: float) -> float:
@@ -70,15 +73,23 @@ def pld_epsilon(releases: Sequence[Release], delta: float) -> float:
         return 0.0  # the row is most likely never drawn: any output may show it
     if squares:
         sampled.append(Release(1 / math.sqrt(squares)))
-    tail = _TAIL * delta / sum(release.steps for release in sampled)
-    plans = [_plan(sampled, delta, tail, added) for added in (False, True)]
-    width = _width(sampled, tail, plans)
+    steps = sum(release.steps for release in sampled)
+    tail = _TAIL * delta / steps
+    spans = [_range(release, tail) for release in sampled]
+    if max(last for _, last in spans) > _MAX_LOSS:
+        return rdp_epsilon(releases, delta)
+    sketches = [_sketch(sampled, delta, tail, added) for added in (False, True)]
+    # Moving mass to the ends of cells of width h adds at most about T·order·h²/8 to ε.
+    wanted = math.sqrt(8 * min(sketch.excess / (steps * sketch.order) for sketch in sketches))
+    width = max(wanted, max(last - first for first, last in spans) / _MAX_CELLS)
+    while any(_window(s, delta, steps, width).size > _MAX_CELLS for s in sketches):
+        width *= 2
     pairs = [discretise(release, width, tail) for release in sampled]
-    directions = zip(*pairs, strict=True)
-    return max(
-        _epsilon(list(losses), delta, plan, width)
-        for losses, plan in zip(directions, plans, strict=True)
+    epsilon = max(
+        _epsilon(losses, delta, sketch.epsilon, _window(sketch, delta, steps, width), width)
+        for losses, sketch in zip(zip(*pairs, strict=True), sketches, strict=True)
     )
+    return epsilon if width == wanted else min(epsilon, rdp_epsilon(releases, delta))
 
 
 def discretise(release: Release, width: float, tail: float) -> tuple[Losses, Losses]:
@@ -133,91 +144,106 @@ def _range(release: Release, tail: float) -> tuple[float, float]:
     return float(first), float(last)
 
 
-class Plan(NamedTuple):
-    """Where to look: which tilt, from where to where, and at which power Chernoff's bound holds."""
+class Sketch(NamedTuple):
+    """A rough picture of all steps: the moments ``ln E[e^{tL}]``, for t and −t in _TILTS."""
 
+    up: Array
+    down: Array
+    epsilon: float  # by the Rényi bound, at its best order
+    order: float
+    excess: float  # what the grid may add to ε
+
+
+class Window(NamedTuple):
+    """The grid points that are looked at, the tilt, and the power of Chernoff's bound beyond."""
+
+    start: int
+    size: int
     tilt: float
-    low: float
-    high: float
     power: float
-    epsilon: float
 
 
-def _plan(releases: Sequence[Release], delta: float, tail: float, added: bool) -> Plan:
-    """Tilt and window from the moments ``K(t) = Σ T ln E[e^{tL}]``, roughly integrated.
-
-    Nothing here needs to be exact: a poor plan costs tightness, not truth.
-    """
-
-    def cumulants(powers: Array) -> Array:
-        return sum(
-            (r.steps * _rough_moments(r, -powers if added else 1 + powers, tail) for r in releases),
-            np.zeros(len(powers)),
+def _sketch(releases: Sequence[Release], delta: float, tail: float, added: bool) -> Sketch:
+    """Nothing in it needs to be exact: a poor sketch costs tightness, not truth."""
+    up, down = (
+        sum(
+            (r.steps * _rough_moments(r, -t if added else 1 + t, tail) for r in releases),
+            np.zeros(len(t)),
         )
+        for t in (_TILTS, -_TILTS)
+    )
+    bounds = (up - np.log(delta * (1 + _TILTS))) / _TILTS + np.log(_TILTS / (1 + _TILTS))
+    epsilon = max(float(bounds.min()), 1e-3)
+    order = 1 + float(_TILTS[bounds.argmin()])
+    return Sketch(up, down, epsilon, order, _EXCESS * min(1.0, epsilon))
 
-    t = _TILTS
-    moments = cumulants(t)
-    # ε by the Rényi bound of order 1 + t: the best order is where the tail at ε comes from.
-    bounds = (moments - math.log(delta) - np.log1p(t)) / t + np.log(t / (1 + t))
-    best = int(np.argmin(bounds))
-    tilt = float(t[best])
-    # Chernoff: what lies above `high` is less than _TAIL·δ, and what lies outside of the window
-    # is, in the tilted distribution, less than _WRAPPED at either end.
-    outside = (moments - math.log(_TAIL * delta)) / t
-    right = (cumulants(tilt + t) - moments[best] - math.log(_WRAPPED)) / t
-    left = (moments[best] - cumulants(tilt - t) + math.log(_WRAPPED)) / t
-    power = int(np.argmin(outside))
-    high = max(float(outside[power]), float(right.min()))
-    low = min(float(left.max()), float(bounds[best]))
-    return Plan(tilt, low, high, float(t[power]), float(bounds[best]))
+
+def _window(sketch: Sketch, delta: float, steps: int, width: float) -> Window:
+    """The smallest window in which all that matters adds less than ``_TAIL`` to ``δ``."""
+    t, cut = _TILTS, math.log(_TAIL * delta)
+    useful = t**2 * steps * width**2 < 8  # above, the grid itself would show in the moments
+    outside = np.where(useful, (sketch.up - cut) / t, np.inf)  # Chernoff's bound
+    high = float(outside.min())
+    # What lies above or below the window wraps around, and its weight grows or shrinks by
+    # e^{t·size}: a strong tilt needs a larger window for the first, a weak one for the second.
+    room = np.maximum(t - t[:, None], 1e-9 * t)
+    above = (sketch.up - cut - 0.3 * sketch.epsilon * t) / room
+    above = np.where(t > t[:, None], above, np.inf).min(axis=1)
+    below = ((sketch.down - cut + high * t) / (t + t[:, None])).min(axis=1)
+    sizes = np.maximum(np.maximum(above, below), high)
+    # The rounding errors of the FFT, 10^-16 of the tilted whole, must stay small at ε.
+    noisy = sketch.up - t * sketch.epsilon - math.log(delta) > 12
+    best = int(np.where(useful & ~noisy, sizes, np.inf).argmin())
+    start = math.floor((high - float(sizes[best])) / width)
+    size = next_fast_len(math.ceil(high / width) - start + 2, real=True)
+    return Window(start, size, float(t[best]), float(t[outside.argmin()]))
 
 
 def _rough_moments(release: Release, powers: Array, tail: float) -> Array:
     z = release.noise_multiplier
     reach = z * math.sqrt(-2 * math.log(tail))
-    x = np.linspace(-reach, 1 + reach, 120)
+    x = np.linspace(-reach, 1 + reach, 2 + int(4 * (1 + 2 * reach) / z))
     terms = powers[:, None] * log_ratio(release, x) - x**2 / (2 * z**2)
     scale = math.log((x[1] - x[0]) / (z * math.sqrt(2 * math.pi)))
     return np.asarray(logsumexp(terms, axis=1)) + scale
 
 
-def _width(releases: Sequence[Release], tail: float, plans: Sequence[Plan]) -> float:
-    """The grid's width. Moving mass to the ends of cells adds up to ``T(t + 1)h²/8`` to ε."""
-    steps = sum(release.steps for release in releases)
-    wanted = min(
-        math.sqrt(8e-4 * min(1.0, plan.epsilon) / (steps * (plan.tilt + 1))) for plan in plans
-    )
-    spans = [last - first for first, last in (_range(release, tail) for release in releases)]
-    spans += [plan.high - plan.low for plan in plans]
-    return max(wanted, max(spans) / _MAX_CELLS)
-
-
-def _epsilon(losses: Sequence[Losses], delta: float, plan: Plan, width: float) -> float:
-    """Compose all steps in the window of ``plan``, and solve ``δ(ε) = δ``."""
-    start = math.floor(plan.low / width)
-    size = next_fast_len(math.ceil(plan.high / width) - start + 2, real=True)
+def _epsilon(
+    losses: Sequence[Losses], delta: float, near: float, window: Window, width: float
+) -> float:
+    """Compose all steps in the window, and solve ``δ(ε) = δ``; ``near`` is about where ε lies."""
+    start, size, tilt, power = window
     spectrum, total, beyond, finite = np.ones(size // 2 + 1, dtype=complex), 0.0, 0.0, 0.0
     for one in losses:
-        weights, moment = one.tilted(plan.tilt, width)
+        weights, moment = one.tilted(tilt, width)
         places = (one.start + np.arange(len(weights))) % size
-        spectrum *= rfft(np.bincount(places, weights, size)) ** one.steps
+        spectrum *= _power(rfft(np.bincount(places, weights, size)), one.steps)
         total += one.steps * moment
-        beyond += one.steps * one.tilted(plan.power, width)[1]
+        beyond += one.steps * one.tilted(power, width)[1]
         finite += one.steps * math.log1p(-one.infinite)
     grid = width * (start + np.arange(size))
-    with np.errstate(over="ignore"):
-        untilt = np.exp(np.minimum(total - plan.tilt * grid, 700.0))
-    mass = np.maximum(np.roll(irfft(spectrum, size), -start), 0.0) * untilt
-    rest = -math.expm1(finite) + math.exp(beyond - plan.power * (grid[-1] + width))
+    mass = np.maximum(np.roll(irfft(spectrum, size), -start), 0.0)
+    mass *= np.exp(np.minimum(total - tilt * grid, 400.0))
+    rest = -math.expm1(finite) + math.exp(beyond - power * (grid[-1] + width))
     # Over losses above each grid point: their mass, and their mass under the other distribution.
-    above = np.append(np.cumsum(mass[:0:-1])[::-1], 0.0)
-    other = mass * np.exp(np.minimum(plan.epsilon - grid, 700.0))
-    other = np.append(np.cumsum(other[:0:-1])[::-1], 0.0)
-    deltas = above - np.exp(np.minimum(grid - plan.epsilon, 700.0)) * other + rest
-    too_large = np.flatnonzero(deltas > delta)
+    likelihood = np.exp(np.clip(grid - near, -300.0, 300.0))
+    above, other = _sums_above(mass), _sums_above(mass / likelihood)
+    too_large = np.flatnonzero(above - likelihood * other + rest > delta)
     if not len(too_large):
         return max(float(grid[0]), 0.0)
     last = too_large[-1]
     if last == size - 1:
         return math.inf
-    return max(plan.epsilon + math.log((above[last] + rest - delta) / other[last]), 0.0)
+    return max(near + math.log((above[last] + rest - delta) / other[last]), 0.0)
+
+
+def _power(spectrum: NDArray[np.complex128], steps: int) -> NDArray[np.complex128]:
+    """``spectrum^steps``; frequencies that vanish in it, mostly all but a few, are not computed."""
+    result = np.zeros_like(spectrum)
+    kept = np.abs(spectrum) > math.exp(-45 / steps)
+    result[kept] = spectrum[kept] ** steps
+    return result
+
+
+def _sums_above(values: Array) -> Array:
+    return np.append(np.cumsum(values[:0:-1])[::-1], 0.0)
