@@ -67,6 +67,6 @@ def test_the_margin_between_the_two_is_wide_for_every_pair() -> None:
 
 
 def test_the_attacker_adapts_so_a_little_noise_is_not_enough() -> None:
-    """At z = 1e-3, ε is past a hundred thousand, and who knows of the noise still sees the picture."""
+    """At z = 1e-3, ε is past 100,000, and who knows of the noise still sees the picture."""
     gain, right = attacked(1e-3, 4)
     assert gain.min() > 6 and right.mean() == 1  # seen 9.6 and more

@@ -8,6 +8,13 @@ The noise multiplier is ``z = σ/C`` everywhere. Chapters 10, 11 and 12.
 
 from flcourse.privacy.accounting import METHODS, Accountant, Release, epsilon, noise_multiplier
 from flcourse.privacy.adaptive import AdaptiveClip
+from flcourse.privacy.audit import (
+    Audit,
+    audit,
+    gaussian_canary,
+    largest_epsilon,
+    training_canary,
+)
 from flcourse.privacy.clipping import Clipped, ClippedSum, clip_layers, clip_rows
 from flcourse.privacy.dpsgd import (
     clipped_gradients,
@@ -44,12 +51,14 @@ __all__ = [
     "METHODS",
     "Accountant",
     "AdaptiveClip",
+    "Audit",
     "Clipped",
     "ClippedSum",
     "DPFedAvg",
     "Release",
     "Reports",
     "SecureNoise",
+    "audit",
     "classic_epsilon",
     "classic_noise_multiplier",
     "clip_layers",
@@ -57,6 +66,7 @@ __all__ = [
     "clipped_gradients",
     "dpsgd_updates",
     "epsilon",
+    "gaussian_canary",
     "gaussian_delta",
     "gaussian_epsilon",
     "gaussian_noise_multiplier",
@@ -65,6 +75,7 @@ __all__ = [
     "k_randomised_response",
     "laplace_rows",
     "laplace_sum",
+    "largest_epsilon",
     "noise_multiplier",
     "per_sample_gradients",
     "private_gradient",
@@ -74,5 +85,6 @@ __all__ = [
     "trade_off",
     "train_dpsgd",
     "train_private",
+    "training_canary",
     "unary_encoding",
 ]

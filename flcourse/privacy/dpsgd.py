@@ -140,6 +140,7 @@ def train_dpsgd(
     clip_norm: float,
     noise_multiplier: float,
     lr: float,
+    expected_batch_size: float | None = None,
     seed: int = 0,
     round: int = 0,
     method: str = "vmap",
@@ -149,9 +150,10 @@ def train_dpsgd(
 ) -> None:
     """``steps`` steps of DP-SGD on ``data``, in place; each example is in a batch by its own coin.
 
-    Poisson batches of rate ``q``, ``B = q·n``; costs the ε of ``epsilon(z, steps, delta, q)`` for
-    add/remove of one example, which ``accountant`` is told. That ``n`` is public is part of the
-    deal. Raises as ``private_step`` does, and if ``sample_rate`` is outside (0, 1] or steps < 1.
+    Poisson batches of rate ``q``; costs the ε of ``epsilon(z, steps, delta, q)`` for add/remove of
+    one example, which ``accountant`` is told. ``expected_batch_size`` is ``q·n`` unless given,
+    which takes it that the client's ``n`` is public; where it is not, give a number of your own.
+    Raises as ``private_step`` does, and if ``sample_rate`` is outside (0, 1] or ``steps < 1``.
     """
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1")
@@ -161,6 +163,7 @@ def train_dpsgd(
         raise ValueError(f"client {data.index} holds no samples: leave it out")
     coins = seeded_generator(seed, "dpsgd batch", round, data.index)
     noise = seeded_generator(seed, "dpsgd noise", round, data.index)
+    expected = expected_batch_size if expected_batch_size is not None else sample_rate * len(data)
     for _ in range(steps):
         chosen = torch.rand(len(data), generator=coins, dtype=torch.float64) < sample_rate
         chosen = chosen.to(data.inputs.device)
@@ -170,7 +173,7 @@ def train_dpsgd(
             data.labels[chosen],
             clip_norm=clip_norm,
             noise_multiplier=noise_multiplier,
-            expected_batch_size=sample_rate * len(data),
+            expected_batch_size=expected,
             lr=lr,
             generator=noise,
             method=method,
