@@ -15,6 +15,7 @@ from flcourse.privacy.audit import (
     largest_epsilon,
     training_canary,
 )
+from flcourse.privacy.budget import Budget, BudgetExceededError
 from flcourse.privacy.clipping import Clipped, ClippedSum, clip_layers, clip_rows
 from flcourse.privacy.dpsgd import (
     clipped_gradients,
@@ -52,6 +53,8 @@ __all__ = [
     "Accountant",
     "AdaptiveClip",
     "Audit",
+    "Budget",
+    "BudgetExceededError",
     "Clipped",
     "ClippedSum",
     "DPFedAvg",

@@ -30,6 +30,7 @@ _EXCESS = 1.5e-4  # what the grid may add to ε, relative to ε below 1
 _TAIL = 1e-6  # what each cut tail may add to δ, relative to δ
 _MAX_CELLS = 2**20  # beyond this the grid gets coarser: still an upper bound, less tight
 _MAX_LOSS = 300.0  # in one step: e^300 still fits into a float, with room for products
+_MAX_EPSILON = 1e4
 _TILTS = 10 ** np.linspace(-3, 6, 73)
 
 
@@ -54,7 +55,9 @@ class Losses(NamedTuple):
 def pld_epsilon(releases: Sequence[Release], delta: float) -> float:
     """The least ε at ``δ`` of all releases together, add/remove: the larger of both directions.
 
-    Unsampled Gaussian steps compose to one Gaussian, exactly; alone, they need no grid.
+    Unsampled Gaussian steps compose to one Gaussian, exactly; alone, they need no grid. Where
+    there is no privacy left to speak of (a loss above 300 in one step, or ε above 10,000), and
+    where the grid would take too much memory, the Rényi bound stands in if it is the smaller.
     Source: Koskela, Jälkö & Honkela 2020 (Fourier accountant); Doroshenko et al. 2022, "Connect
     the Dots: Tighter Discrete Approximations of Privacy Loss Distributions". Chapter 11.
     Raises ``ValueError`` if nothing was released, sampling is ``"fixed"``, or ``δ`` is not in
@@ -79,6 +82,8 @@ def pld_epsilon(releases: Sequence[Release], delta: float) -> float:
     if max(last for _, last in spans) > _MAX_LOSS:
         return rdp_epsilon(releases, delta)
     sketches = [_sketch(sampled, delta, tail, added) for added in (False, True)]
+    if max(sketch.epsilon for sketch in sketches) > _MAX_EPSILON:
+        return rdp_epsilon(releases, delta)
     # Moving mass to the ends of cells of width h adds at most about T·order·h²/8 to ε.
     wanted = math.sqrt(8 * min(sketch.excess / (steps * sketch.order) for sketch in sketches))
     width = max(wanted, max(last - first for first, last in spans) / _MAX_CELLS)
@@ -188,8 +193,9 @@ def _window(sketch: Sketch, delta: float, steps: int, width: float) -> Window:
     # e^{t·size}: a strong tilt needs a larger window for the first, a weak one for the second.
     room = np.maximum(t - t[:, None], 1e-9 * t)
     above = (sketch.up - cut - 0.3 * sketch.epsilon * t) / room
-    above = np.where(t > t[:, None], above, np.inf).min(axis=1)
-    below = ((sketch.down - cut + high * t) / (t + t[:, None])).min(axis=1)
+    above = np.where(useful & (t > t[:, None]), above, np.inf).min(axis=1)
+    below = (sketch.down - cut + high * t) / (t + t[:, None])
+    below = np.where(useful, below, np.inf).min(axis=1)
     sizes = np.maximum(np.maximum(above, below), high)
     # The rounding errors of the FFT, 10^-16 of the tilted whole, must stay small at ε.
     noisy = sketch.up - t * sketch.epsilon - math.log(delta) > 12
