@@ -167,11 +167,9 @@ class Accountant:
         steps: int = 1,
         sample_rate: float = 1.0,
         sampling: str = "poisson",
-    ) -> Release:
+    ) -> None:
         """Add ``steps`` noisy sums. Raises ``ValueError`` as `Release` does."""
-        release = Release(noise_multiplier, steps, sample_rate, sampling)
-        self._releases.append(release)
-        return release
+        self._releases.append(Release(noise_multiplier, steps, sample_rate, sampling))
 
     def epsilon(self, delta: float, method: str = "pld") -> float:
         """The ε at ``δ`` of everything recorded, 0 if nothing was.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from flcourse.privacy.releases import Release, check_delta
 
 # The search for the best order: 1 + 10^-4 … 1 + 10^7, first coarse, then exact.
 _COARSE = np.linspace(-4, 7, 23)
+_CENTRAL = 64  # up to which order the central moments are used for fixed-size samples
 # Bounds for fixed-size samples hold at whole orders.
 FIXED_ORDERS = (*range(2, 65), *(round(2 ** (k / 4)) for k in range(25, 41)))
 
@@ -67,11 +69,11 @@ def rdp(release: Release, order: float) -> float:
 def fixed_size_rdp(release: Release, order: float) -> float:
     """One step on a sample of fixed size, drawn without replacement; neighbours replace one row.
 
-    ``1/(α−1) · ln(1 + Σ_{j=2}^α q^j·binom(α, j)·c_j)``, where
-    ``c_2 = min(4(e^{ε(2)} − 1), 2e^{ε(2)})``, ``c_j = 2e^{(j−1)ε(j)}``, and
-    ``ε(j) = j·2² / 2z²``: replacing a row moves the sum by up to ``2C``. At ``q = 1`` it is
+    ``1/(α−1) · ln(1 + Σ_{j=2}^α q^j·binom(α, j)·c_j)`` with the smaller of two bounds,
+    ``c_j = min(2·e^{(j−1)ε(j)}, 4·√(B(2⌊j/2⌋)·B(2⌈j/2⌉)))``, where ``ε(j) = j·2² / 2z²`` (replacing
+    a row moves the sum by up to ``2C``) and ``B(l) = E[(ratio − 1)^l]``. At ``q = 1`` it is
     ``ε(α)`` itself. Source: Wang, Balle & Kasiviswanathan 2019, "Subsampled Rényi Differential
-    Privacy and Analytical Moments Accountant", Theorem 9. Chapter 11.
+    Privacy and Analytical Moments Accountant", Theorems 9 and 27. Chapter 11.
     Raises ``ValueError`` if ``α`` is not a whole number of at least 2.
     """
     if not (order >= 2 and order == int(order)):
@@ -79,16 +81,26 @@ def fixed_size_rdp(release: Release, order: float) -> float:
     z, q = release.noise_multiplier, release.sample_rate
     if q == 1:
         return order * 2 / z**2
-    j = np.arange(2, order + 1)
-    weights = math.log(2) + (j - 1) * j * 2 / z**2
-    weights[0] = min(weights[0], math.log(4) + _log_expm1(4 / z**2))
+    j = np.arange(2, int(order) + 1)
+    bounds = math.log(2) + (j - 1) * j * 2 / z**2
+    near = j <= _CENTRAL
+    central = np.array([_log_central_moment(z, 2 * half) for half in range(1, _CENTRAL // 2 + 1)])
+    pairs = (central[j[near] // 2 - 1] + central[(j[near] + 1) // 2 - 1]) / 2
+    bounds[near] = np.minimum(bounds[near], math.log(4) + pairs)
     binomials = gammaln(order + 1) - gammaln(j + 1) - gammaln(order - j + 1)
-    terms = j * math.log(q) + binomials + weights
+    terms = j * math.log(q) + binomials + bounds
     return float(np.logaddexp(0.0, logsumexp(terms))) / (order - 1)
 
 
-def _log_expm1(x: float) -> float:
-    return x + math.log(-math.expm1(-x))
+@lru_cache(maxsize=2**14)
+def _log_central_moment(z: float, power: int) -> float:
+    """``ln E[(ratio − 1)^power]`` between data sets that differ in a replaced row, power even."""
+    s = z / 2
+    x = np.linspace(-12 * s, power + 12 * s, 2 + int(4 * (power + 24 * s) / s))
+    exponent = (2 * x - 1) / (2 * s**2)
+    away = np.abs(np.expm1(-np.abs(exponent))) + 1e-300
+    terms = power * (np.maximum(exponent, 0) + np.log(away)) - x**2 / (2 * s**2)
+    return float(logsumexp(terms)) + math.log((x[1] - x[0]) / (s * math.sqrt(2 * math.pi)))
 
 
 def rdp_to_epsilon(divergence: float, order: float, delta: float) -> float:
