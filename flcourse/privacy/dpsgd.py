@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -29,6 +30,8 @@ from flcourse.privacy.per_sample import check_separable, clip_and_add, clipped_b
 from flcourse.runtime import generator as seeded_generator
 from flcourse.vectors import flatten, layout
 
+_VALUES_AT_ONCE = 2**23 - 1  # of one parameter's per-sample gradients: under 32 MiB
+
 
 def clipped_gradients(
     model: nn.Module,
@@ -43,7 +46,9 @@ def clipped_gradients(
 ) -> ClippedSum:
     """``Σ_i g_i · min(1, C/‖g_i‖)`` over the examples ``[b, ...], [b]``: the sum ``[d]``.
 
-    ``chunk_size`` examples are differentiated, clipped and added up at a time (``None``: all).
+    ``chunk_size`` examples are differentiated, clipped and added up at a time. ``None``: all, but
+    with ``"vmap"`` so many that each tensor of gradients stays under 32 MiB, which is fastest,
+    too: larger ones are fresh pages from the system each time.
     ``method``: ``"vmap"`` (any model that does not mix samples), ``"ghost"`` (linear layers and
     convolutions; fast where they are large), ``"opacus"`` (its hooks; needs that library).
 
@@ -58,12 +63,17 @@ def clipped_gradients(
     check_separable(model)
     total = torch.zeros_like(flatten(model))
     # A Poisson batch may be empty: its sum is zero, and gets noise as any other.
-    for few, their in _chunks(inputs, labels, chunk_size or max(len(inputs), 1)):
+    for few, their in _chunks(inputs, labels, chunk_size or _default_chunk(model, method)):
         found = METHODS[method](model, loss or cross_entropy, few, their, clip_norm)
         for slot in layout(model):
             if slot.name in found:
                 total[slot.start : slot.start + slot.size] += found[slot.name].reshape(-1)
     return ClippedSum(total, len(inputs), clip_norm, adjacency)
+
+
+def _default_chunk(model: nn.Module, method: str) -> int:
+    largest = max((p.numel() for p in model.parameters() if p.requires_grad), default=1)
+    return max(_VALUES_AT_ONCE // largest, 1) if method == "vmap" else sys.maxsize
 
 
 def _chunks(inputs: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -69,7 +69,8 @@ def gaussian_sum(
     another norm or a multiplier that is not positive.
     """
     total = _total(clipped, 2)
-    return total + (noise_std(clipped, noise_multiplier) * normal(total.shape, generator)).to(total)
+    std = noise_std(clipped, noise_multiplier)
+    return total + normal(total.shape, generator).mul_(std).to(total)
 
 
 def gaussian_rows(clipped: Clipped, noise_multiplier: float, generator: Source) -> Tensor:
