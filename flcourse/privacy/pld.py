@@ -26,7 +26,7 @@ from flcourse.privacy.releases import Release, check_delta, require_poisson
 
 Array = NDArray[np.float64]
 
-_EXCESS = 1.5e-4  # what the grid may add to ε, relative to ε below 1
+_EXCESS = 3e-4  # what the grid may add to ε, relative to ε below 1
 _TAIL = 1e-6  # what each cut tail may add to δ, relative to δ
 _MAX_CELLS = 2**20  # beyond this the grid gets coarser: still an upper bound, less tight
 _MAX_LOSS = 300.0  # in one step: e^300 still fits into a float, with room for products
@@ -227,20 +227,20 @@ def _epsilon(
         total += one.steps * moment
         beyond += one.steps * one.tilted(power, width)[1]
         finite += one.steps * math.log1p(-one.infinite)
-    grid = width * (start + np.arange(size))
-    mass = np.maximum(np.roll(irfft(spectrum, size), -start), 0.0)
+    grid = width * np.arange(start + size)  # only losses above ε ≥ 0 count
+    mass = np.maximum(irfft(spectrum, size)[: len(grid)], 0.0)
     mass *= np.exp(np.minimum(total - tilt * grid, 400.0))
     rest = -math.expm1(finite) + math.exp(beyond - power * (grid[-1] + width))
-    # Over losses above each grid point: their mass, and their mass under the other distribution.
+    # Of the losses above each grid point: their mass, also under the other distribution.
     likelihood = np.exp(np.clip(grid - near, -300.0, 300.0))
     above, other = _sums_above(mass), _sums_above(mass / likelihood)
     too_large = np.flatnonzero(above - likelihood * other + rest > delta)
     if not len(too_large):
-        return max(float(grid[0]), 0.0)
+        return 0.0
     last = too_large[-1]
-    if last == size - 1:
+    if last == len(grid) - 1:
         return math.inf
-    return max(near + math.log((above[last] + rest - delta) / other[last]), 0.0)
+    return near + math.log((above[last] + rest - delta) / other[last])
 
 
 def _power(spectrum: NDArray[np.complex128], steps: int) -> NDArray[np.complex128]:
