@@ -90,8 +90,9 @@ def gdp_epsilon(releases: Sequence[Release], delta: float) -> float:
 def clt_epsilon(releases: Sequence[Release], delta: float) -> float:
     """An approximation that mostly **understates**: ``μ² = Σ q² (e^{1/z²} − 1)``, then as GDP.
 
-    The central limit of many sampled steps. It is no bound: at the sizes of real training runs
-    the true ε is up to half as large again, so it is here to be compared with, not to be quoted.
+    The central limit of many sampled steps. It is no bound: in most training runs the true ε is
+    larger, up to three times at small q; where ``z`` is below about 0.5 the limit is far off on
+    the other side. It is here to be compared with, not to be quoted.
     Source: Bu, Dong, Long & Su 2020, "Deep Learning with Gaussian Differential Privacy", section 3.
     Chapter 11. Raises ``ValueError`` for ``q = 1``, where ``"gdp"`` is exact, and where
     ``e^{1/z²}`` overflows (``z < 0.038``).

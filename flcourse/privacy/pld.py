@@ -31,7 +31,7 @@ _TAIL = 1e-6  # what each cut tail may add to δ, relative to δ
 _MAX_CELLS = 2**20  # beyond this the grid gets coarser: still an upper bound, less tight
 _MAX_LOSS = 300.0  # in one step: e^300 still fits into a float, with room for products
 _MAX_EPSILON = 1e4
-_TILTS = 10 ** np.linspace(-3, 6, 73)
+_TILTS = 10 ** np.linspace(-3, 6, 73)  # powers t at which the moments E[e^{tL}] are looked at
 
 
 class Losses(NamedTuple):
@@ -69,13 +69,11 @@ def pld_epsilon(releases: Sequence[Release], delta: float) -> float:
     squares = sum(r.steps / r.noise_multiplier**2 for r in releases if r.sample_rate == 1)
     if not sampled:
         return gaussian_epsilon(1 / math.sqrt(squares), delta)
-    if (
-        not squares
-        and -math.expm1(sum(r.steps * math.log1p(-r.sample_rate) for r in sampled)) <= delta
-    ):
-        return 0.0  # the row is most likely never drawn: any output may show it
+    drawn = -math.expm1(sum(r.steps * math.log1p(-r.sample_rate) for r in sampled))
     if squares:
         sampled.append(Release(1 / math.sqrt(squares)))
+    elif drawn <= delta:
+        return 0.0  # the row is so rarely drawn that every output may show it
     steps = sum(release.steps for release in sampled)
     tail = _TAIL * delta / steps
     spans = [_range(release, tail) for release in sampled]
@@ -232,15 +230,16 @@ def _epsilon(
     mass *= np.exp(np.minimum(total - tilt * grid, 400.0))
     rest = -math.expm1(finite) + math.exp(beyond - power * (grid[-1] + width))
     # Of the losses above each grid point: their mass, also under the other distribution.
-    likelihood = np.exp(np.clip(grid - near, -300.0, 300.0))
+    lowest = max(near - _MAX_LOSS, 0.0)  # below, e^{grid − near} is no longer right
+    likelihood = np.exp(np.clip(grid - near, -_MAX_LOSS, _MAX_LOSS))
     above, other = _sums_above(mass), _sums_above(mass / likelihood)
     too_large = np.flatnonzero(above - likelihood * other + rest > delta)
     if not len(too_large):
-        return 0.0
+        return lowest
     last = too_large[-1]
     if last == len(grid) - 1:
         return math.inf
-    return near + math.log((above[last] + rest - delta) / other[last])
+    return max(near + math.log((above[last] + rest - delta) / other[last]), lowest)
 
 
 def _power(spectrum: NDArray[np.complex128], steps: int) -> NDArray[np.complex128]:
