@@ -14,11 +14,13 @@ from flcourse.runs import (
     MOMENTUM,
     NOT_NEGATIVE,
     POSITIVE,
+    PRIVACY,
     SHARE,
     Option,
     Refused,
     batch_size,
     name_in,
+    privacy_without_effect,
     whole,
 )
 
@@ -28,6 +30,7 @@ SIGNALS, MODES = ("gradient", "step", "update"), ("per-client", "aggregated", "b
 METHODS = ("auto", "peel", "match", "divide", "exact", "features")
 DEFENCES = ("clip-to-1", "noise-1e-3", "noise-1e-2", "noise-3e-2", "noise-1e-1", "keep-10",
             "keep-1", "8-bits", "4-bits", "sign")  # fmt: skip
+PLAIN = ("none", "clip", "dp", "prune", "quantise", "sign")  # as in `train`
 PRESETS = ("zhu2019", "zhao2020", "geiping2020")
 LABELS = ("inferred", "known", "optimise")
 YES_NO = ("yes", "no")
@@ -107,11 +110,16 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("server-lr", POSITIVE, 1.0, "RATE", "apply-step: the server's learning rate"),
     ),
     "a defence (each client's, in the observed round)": (
-        Option("defence", name_in(DEFENCES), None, "NAME", ", ".join(DEFENCES)),
+        Option("defence", name_in((*PLAIN[:-1], *DEFENCES)), "none", "NAME",
+               f"{', '.join(PLAIN)} (dp: clipped and noisy before it is sent), or ready-made: "
+               f"{', '.join(DEFENCES[:-1])}", also="defense"),
+        *PRIVACY,
         Option("clip", POSITIVE, None, "C", "or step by step: scale to length C at most;"),
         Option("noise", POSITIVE, None, "STD", "add noise of this deviation to each value;"),
-        Option("prune", SHARE, None, "KEEP", "send only this share, the largest;"),
-        Option("quantise", whole(2), None, "BITS", "round to 2 to 16 bits a value;"),
+        Option("prune", SHARE, None, "KEEP",
+               "send only this share, the largest (with --defence prune: 0.1);"),
+        Option("quantise", whole(2), None, "BITS",
+               "round to 2 to 16 bits a value (with --defence quantise: 8);"),
         Option("sign", ON, False, "", "send only signs (in this order)"),
     ),
     "the attack": (
@@ -219,7 +227,8 @@ def repeated(stored: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
             raise Refused(
                 f"--{OPTIONS[name].flag} does nothing with --repeat, which reads a stored message"
             )
-    settings = dict(stored)
+    settings = {name: option.default for name, option in OPTIONS.items()} | dict(stored)
+    settings["defence"] = settings["defence"] or "none"  # as older runs have it
     if given.get("method", stored["method"]) != stored["method"]:
         settings |= {name: OPTIONS[name].default for name in ATTACK if name != "seed"}
     settings |= given
@@ -251,9 +260,12 @@ def _without_effect(settings: Mapping[str, Any], wants_sum: list[str]) -> list[t
         found.append(("indices", "with --picture: leave one of them out"))
     if settings["model"] != "mlp":
         found.append(("hidden", f"with --model {settings['model']}: use --model mlp"))
-    if settings["defence"] is not None:
+    if settings["defence"] != "none":
         reason = "with --defence: name one of its own, or its steps"
-        found += [(name, reason) for name in ("clip", "noise", "prune", "quantise", "sign")]
+        steps = ("clip", "noise", "prune", "quantise", "sign")
+        own = settings["defence"] if settings["defence"] in ("prune", "quantise") else None
+        found += [(name, reason) for name in steps if name != own]
+    found += privacy_without_effect(settings)
     if settings["method"] in ("divide", "exact"):
         found.append(("labels", f"with --method {settings['method']}: leave it out"))
     if settings["method"] not in ("auto", "match"):

@@ -58,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "  python -m flcourse attack --signal update --epochs 5 --samples 2 --batch-size 1\n"
         "  python -m flcourse attack --clients 4 --mode both --model mlp\n"
         "  python -m flcourse attack --model simple-cnn --defence noise-1e-3\n"
+        "  python -m flcourse attack --defence dp --epsilon 4 --method match\n"
         "  python -m flcourse attack --preset zhu2019 --seed 2 --out runs/dlg\n"
         "  python -m flcourse attack --repeat runs/dlg --method peel --out runs/again\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -84,13 +85,13 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     # SUPPRESS: an option that is not given stays absent, so that one without effect is noticed.
     shared: dict[str, Any] = {"dest": option.name, "default": argparse.SUPPRESS}
     if option.convert is ON:
-        group.add_argument(f"--{option.flag}", action="store_true", help=option.help, **shared)
+        group.add_argument(*option.spellings, action="store_true", help=option.help, **shared)
         return
     default = "" if option.default is None else f" (default {option.default})"
     if option.name == "picture":
         shared["nargs"] = "+"
     group.add_argument(
-        f"--{option.flag}", type=option.convert, metavar=option.metavar,
+        *option.spellings, type=option.convert, metavar=option.metavar,
         help=option.help + default, **shared,
     )  # fmt: skip
 
@@ -137,7 +138,7 @@ def _prepare(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[dict[s
     from flcourse.attacks import scene
 
     if args.repeat is None:
-        settings = settings_of(given)
+        settings = complete(given)
         return settings, scene.make_scene(settings, args.root)
     path = args.repeat / CONFIG
     if not path.is_file():
@@ -147,10 +148,29 @@ def _prepare(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[dict[s
     return settings, scene.load_scene(args.repeat, stored["known_labels"])
 
 
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with the defence spelt out as the steps that it is made of.
+
+    A message is one release in which its client takes part for sure: that is the ε of ``dp``.
+    """
+    from flcourse.private_runs import BITS, KEEP, resolved, spent
+
+    settings = resolved(settings_of(given), steps=1, rate=1.0)
+    clip_norm, z = settings["clip_norm"], settings["noise_multiplier"]
+    steps: dict[str, dict[str, Any]] = {
+        "clip": {"clip": clip_norm},
+        "dp": {"clip": clip_norm, "noise": clip_norm and z and clip_norm * z},
+        "prune": {"prune": settings["prune"] or KEEP},
+        "quantise": {"quantise": settings["quantise"] or BITS},
+    }
+    return settings | steps.get(settings["defence"], {}) | spent(settings, steps=1, rate=1.0)
+
+
 def _attack_all(folder: Path, settings: dict[str, Any], scene: Scene, *, quiet: bool) -> None:
     """Attack every message, then write: an attack that refuses leaves no folder behind."""
     from flcourse.attacks import report
     from flcourse.attacks.scene import save_model
+    from flcourse.private_runs import sentence
 
     known = {target.name: _known(target, settings) for target in scene.targets}
     found = [attack(scene.model, t.leak, settings, known[t.name]) for t in scene.targets]
@@ -170,6 +190,8 @@ def _attack_all(folder: Path, settings: dict[str, Any], scene: Scene, *, quiet: 
     if len(every) > 1:
         report.save_json(folder / report.METRICS, every)
     if not quiet:
+        if settings["defence"] == "dp":
+            print(sentence(settings, "client", "whoever sees its message, this once"))
         print(f"written: {folder}")
 
 

@@ -36,6 +36,7 @@ DEFAULT_MODELS = {
     "lfw": "light-cnn",
     "celeba": "light-cnn",
 }
+DEFENCES = ("none", "clip", "dp", "prune", "quantise", "sign")
 # An option that only some partitions read: given with another one, it would silently do nothing.
 USED_BY = {"alpha": ("dirichlet", "quantity"), "shards_per_client": ("shards",)}
 RUN, FIGURE, CHECKPOINT = "run.json", "accuracy.png", "checkpoint.pt"
@@ -98,6 +99,7 @@ POSITIVE = number("positive number", lambda value: value > 0)
 MOMENTUM = number("number from 0 to below 1", lambda value: 0 <= value < 1)
 NOT_NEGATIVE = number("number of at least 0", lambda value: value >= 0)
 SHARE = number("number above 0 and at most 1", lambda value: 0 < value <= 1)
+CHANCE = number("number between 0 and 1", lambda value: 0 < value < 1)
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,26 @@ class Option:
     default: Any
     metavar: str
     help: str
+    also: str = ""  # another spelling
 
     @property
     def name(self) -> str:
         """The name in the configuration; `clients` is called as everywhere in the package."""
         return self.flag.replace("-", "_") if self.flag != "clients" else "num_clients"
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """As they stand on the command line."""
+        return tuple(f"--{word}" for word in (self.flag, self.also) if word)
 
+
+# Of --defence dp, in `train` and in `attack`.
+PRIVACY = (
+    Option("epsilon", POSITIVE, None, "E", "dp: the budget; the noise is made to fit it"),
+    Option("delta", CHANCE, None, "D", "dp: at this δ (default: 1e-5)"),
+    Option("noise-multiplier", POSITIVE, None, "Z", "dp: or the noise itself, σ over clip norm"),
+    Option("clip-norm", POSITIVE, None, "C", "clip, dp: each client's message (default: 1)"),
+)
 GROUPS: dict[str, tuple[Option, ...]] = {
     "the federation": (
         Option("data-set", str, None, "NAME",
@@ -139,7 +154,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("proximal", NOT_NEGATIVE, 0.0, "MU", "FedProx: pull towards the global model"),
         Option("server-lr", POSITIVE, 1.0, "RATE", "the server's learning rate"),
         Option("server-momentum", MOMENTUM, 0.0, "BETA", "FedAvgM: the server's momentum"),
-        Option("seed", int, 0, "S", "of the partition, the model, the cohorts and the batches"),
+        Option("seed", int, 0, "S", "of partition, model, cohorts, batches and noise"),
+    ),
+    "a defence (of each client's update, in each round)": (
+        Option("defence", name_in(DEFENCES), "none", "NAME",
+               "none; clip; dp (client-level, noise at the server, each client drawn with "
+               "probability C); prune to a tenth; quantise to 8 bits; sign", also="defense"),
+        *PRIVACY,
     ),
 }  # fmt: skip
 OPTIONS = {option.name: option for options in GROUPS.values() for option in options}
@@ -168,8 +189,8 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
             default = "" if option.default is None else f" (default {option.default})"
             # SUPPRESS: an option that is not given stays absent, so that --resume can tell.
             group.add_argument(
-                f"--{option.flag}", dest=option.name, type=option.convert, metavar=option.metavar,
-                default=argparse.SUPPRESS, help=option.help + default,
+                *option.spellings, dest=option.name, type=option.convert,
+                metavar=option.metavar, default=argparse.SUPPRESS, help=option.help + default,
             )  # fmt: skip
     group = parser.add_argument_group("the folder")
     group.add_argument("--tag", help="name of the run (default: DATASET-PARTITION-MODEL-sSEED)")
@@ -201,9 +222,31 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
                 f"--{OPTIONS[name].flag} does nothing with --partition {settings['partition']}: "
                 f"leave it out, or use --partition {' or '.join(partitions)}"
             )
+    for name, reason in privacy_without_effect(settings):
+        if name in given:
+            raise Refused(f"--{OPTIONS[name].flag} does nothing {reason}")
     settings["data_set"] = settings["data_set"] or os.environ.get("FLCOURSE_DATASET") or "glyphs"
     settings["model"] = settings["model"] or DEFAULT_MODELS.get(settings["data_set"], "mlp")
     return settings
+
+
+def privacy_without_effect(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Options of `PRIVACY` that these settings never read, with the reason and a remedy.
+
+    Raises:
+        Refused: for --defence dp without a budget and without noise.
+    """
+    defence, found = settings["defence"], []
+    if defence != "dp":
+        reason = "without --defence dp: add it, or leave this out"
+        found += [(name, reason) for name in ("epsilon", "delta", "noise_multiplier")]
+    elif settings["epsilon"] is None and settings["noise_multiplier"] is None:
+        raise Refused("--defence dp needs a budget or noise: give --epsilon or --noise-multiplier")
+    elif settings["noise_multiplier"] is not None:
+        found.append(("epsilon", "with --noise-multiplier: leave one of them out"))
+    if defence not in ("clip", "dp"):
+        found.append(("clip_norm", "without --defence clip or dp: add one, or leave this out"))
+    return found
 
 
 # ----------------------------------------------------------------------------- the command
@@ -211,9 +254,12 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; 0 when the run is complete."""
+    from flcourse import private_runs
+
     try:
         given = {name: getattr(args, name) for name in OPTIONS if hasattr(args, name)}
         folder, settings, state = _open(args, given)
+        settings = private_runs.resolved(settings, settings["rounds"], settings["fraction"])
         split, clients, model = _prepare(settings, args.root)
     except ValueError as error:
         args.parser.error(str(error))
@@ -233,6 +279,8 @@ def run(args: argparse.Namespace) -> int:
         return _failed(args, error)
     if not args.quiet:
         print(f"{history.accuracy[-1]:.1%} after {settings['rounds']} rounds: {folder / RUN}")
+        if settings["defence"] == "dp":
+            print(private_runs.sentence(history.config, "client", "whoever sees only the models"))
     return 0
 
 
@@ -251,7 +299,8 @@ def _open(
     folder = args.out / tag
     if args.resume:
         state = _load(folder / CHECKPOINT)
-        return folder, _resumed(state["settings"], given, state["round"]), state
+        stored = {name: option.default for name, option in OPTIONS.items()} | state["settings"]
+        return folder, _resumed(stored, given, state["round"]), state
     if not args.overwrite and (folder / RUN).exists():
         raise Refused(f"{folder} holds a finished run: choose another --tag, or use --overwrite")
     if not args.overwrite and (folder / CHECKPOINT).exists():
@@ -282,6 +331,11 @@ def _resumed(stored: dict[str, Any], given: dict[str, Any], done: int) -> dict[s
     rounds = given.get("rounds", stored["rounds"])
     if rounds < done:
         raise Refused(f"--rounds {rounds}, but {done} rounds are done: use at least {done}")
+    if rounds != stored["rounds"] and stored["epsilon"] is not None:
+        raise Refused(
+            f"--rounds {rounds}, but --epsilon {stored['epsilon']} was spread over "
+            f"{stored['rounds']} rounds: more would overspend it; choose another --tag"
+        )
     others = {name: value for name, value in given.items() if name != "rounds"}
     differing = [
         f"--{OPTIONS[name].flag} is {_shown(name, stored[name])} in the stored run, "
@@ -367,7 +421,7 @@ def _train(
     """Train, keep a checkpoint after each round, and return the history of all rounds."""
     from tqdm import tqdm
 
-    from flcourse import fedavg
+    from flcourse import fedavg, private_runs
 
     records = [fedavg.Round(**record) for record in state["records"]] if state else []
     resume = fedavg.Checkpoint(**{k: state[k] for k in _CHECKPOINT}) if state else None
@@ -385,8 +439,10 @@ def _train(
     if quiet:
         os.environ["FLCOURSE_PROGRESS"] = "0"
     options = {option.name: settings[option.name] for option in GROUPS["the training"]}
-    history = fedavg.train(model, clients, split.test, resume=resume, on_round=keep, **options)
-    return fedavg.History(history.config | settings, records)
+    options |= {"resume": resume, "on_round": keep}
+    history = private_runs.train(model, clients, split.test, settings, **options)
+    spent = private_runs.spent(settings, settings["rounds"], settings["fraction"])
+    return fedavg.History(history.config | settings | spent, records)
 
 
 _CHECKPOINT = ("round", "row", "velocity")

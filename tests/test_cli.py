@@ -12,7 +12,9 @@ import torch
 from flcourse.cli import main
 from flcourse.data import load_dataset
 from flcourse.models import MLP, LightCNN, Logistic, Normalise, SimpleCNN
+from flcourse.privacy import epsilon
 from flcourse.runs import make_model
+from flcourse.vectors import flatten
 
 SMALL = ["train", "--data-set", "digits", "--clients", "4", "--fraction", "0.5"]
 
@@ -105,6 +107,47 @@ def test_a_finished_run_can_be_given_more_rounds(train, tmp_path):
     assert code == 2 and "4 rounds are done" in err
 
 
+def test_a_private_run_states_its_price_and_goes_on_to_the_same_model(train, tmp_path):
+    dp = ["--clients", "40", "--defense", "dp", "--clip-norm", "0.5", "--noise-multiplier", "1.2"]
+    code, out, err = train("--rounds", "4", "--tag", "whole", *dp)
+    assert code == 0, err
+    assert "ε = " in out and "for each client" in out
+    config = json.loads((tmp_path / "runs/whole/run.json").read_text())["config"]
+    assert config["epsilon_spent"] == pytest.approx(epsilon(1.2, 4, 1e-5, 0.5), rel=1e-6)
+    assert (config["delta"], config["clip_norm"], config["noise_multiplier"]) == (1e-5, 0.5, 1.2)
+    cohorts = [len(record["clients"]) for record in numbers(tmp_path / "runs/whole")]
+    assert len(set(cohorts)) > 1, "drawn by coins, not a fixed number"
+    train("--rounds", "2", "--tag", "more", *dp)
+    code, _, err = train("--tag", "more", "--resume", "--rounds", "4", start=["train"])
+    assert code == 0, err
+    assert numbers(tmp_path / "runs/more") == numbers(tmp_path / "runs/whole")
+    assert torch.equal(row(tmp_path / "runs/more"), row(tmp_path / "runs/whole"))
+
+
+def test_a_budget_is_met_and_cannot_be_overspent(train, tmp_path):
+    dp = ["--clients", "40", "--defence", "dp", "--epsilon", "3", "--delta", "1e-4"]
+    assert train("--rounds", "2", "--tag", "a", *dp)[0] == 0
+    config = json.loads((tmp_path / "runs/a/run.json").read_text())["config"]
+    assert config["epsilon"] == 3 and 2.99 < config["epsilon_spent"] <= 3
+    code, _, err = train("--tag", "a", "--resume", "--rounds", "3", start=["train"])
+    assert code == 2 and "more would overspend it" in err
+
+
+def test_defences_change_what_clients_send(train, tmp_path):
+    models = {}
+    for name in ("none", "clip", "prune", "quantise", "sign"):
+        clip = ["--clip-norm", "0.1"] if name == "clip" else []
+        code, _, err = train("--rounds", "1", "--tag", name, "--defence", name, *clip)
+        assert code == 0, err
+        models[name] = row(tmp_path / "runs" / name)
+    start = flatten(MLP(64, num_classes=10))
+    moved = {name: model - start for name, model in models.items()}
+    assert float(moved["clip"].norm()) <= 0.1001 < float(moved["none"].norm())
+    assert (moved["prune"] == 0).double().mean() > 0.7  # two clients keep a tenth each
+    assert 0 < float((moved["quantise"] - moved["none"]).norm()) < 0.1 * moved["none"].norm()
+    assert len(moved["sign"].mul(1e4).round().unique()) < 30  # sums of two clients' plus or minus
+
+
 def test_a_taken_tag_is_refused_and_overwrite_starts_again(train, tmp_path):
     train("--rounds", "1", "--tag", "a")
     code, _, err = train("--rounds", "1", "--tag", "a")
@@ -160,6 +203,11 @@ def test_resuming_with_another_configuration_names_the_option(train, tmp_path):
         (["--num-train", "100"], "digits has no option 'num_train'"),
         (["--data-set", "zen"], "no test samples"),
         (["--data-set", "breast_cancer", "--model", "light-cnn"], "wants pictures"),
+        (["--defence", "dp"], "give --epsilon or --noise-multiplier"),
+        (["--noise-multiplier", "1"], "--noise-multiplier does nothing without --defence dp"),
+        (["--defence", "clip", "--delta", "1e-5"], "--delta does nothing without --defence dp"),
+        (["--defense", "hope"], "'hope' is unknown: use none, clip, dp"),
+        (["--defence", "dp", "--epsilon", "1", "--noise-multiplier", "1"], "leave one of them"),
         (["--tag", "../up"], "--tag '../up'"),
         (["--resume", "--overwrite"], "not allowed with"),
         (["--round", "2"], "unrecognized arguments"),

@@ -1,6 +1,7 @@
 """`python -m flcourse attack`: what it writes, what the attack is given, refusals."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from dataclasses import fields
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import norm
 
 from flcourse import attack_options as options
 from flcourse import defences
 from flcourse.attack_options import settings_of
+from flcourse.attack_runs import complete
 from flcourse.attacks import basis, objective, optimise, presets, report, scene
 from flcourse.attacks.observe import aggregate, observe_gradient, observe_round
 from flcourse.attacks.recover import METHODS
@@ -229,6 +232,54 @@ def test_defences_by_name_and_step_by_step():
     assert not torch.equal(two[0].leak.row, two[1].leak.row), "each client draws its own noise"
 
 
+def defended(**given):
+    return scene.make_scene(complete(given)).targets[0].leak
+
+
+def test_plain_defences_have_their_parameters():
+    raw = scene_of().targets[0].leak
+    assert torch.equal(defended(defence="none").row, raw.row)
+    for given, expected in (
+        ({"defence": "clip"}, defences.clip(raw.row, 1.0)),
+        ({"defence": "clip", "clip_norm": 0.3}, defences.clip(raw.row, 0.3)),
+        ({"defence": "prune"}, defences.prune(raw.row, 0.1)),
+        ({"defence": "prune", "prune": 0.02}, defences.prune(raw.row, 0.02)),
+        ({"defence": "quantise"}, defences.quantise(raw.row, 8)),
+        ({"defence": "quantise", "quantise": 4}, defences.quantise(raw.row, 4)),
+        ({"defence": "sign"}, defences.sign(raw.row)),
+    ):
+        assert torch.equal(defended(**given).row, expected), given
+
+
+def test_dp_clips_and_adds_the_noise_that_its_budget_needs():
+    """The multiplier by scipy's closed form of one Gaussian release (Balle and Wang 2018)."""
+    raw = scene_of().targets[0].leak
+    leak = defended(defence="dp", epsilon=2.0, delta=1e-6, clip_norm=0.5)
+    mu = 0.5 / leak.noise_std
+    spent = norm.cdf(mu / 2 - 2 / mu) - math.exp(2) * norm.cdf(-mu / 2 - 2 / mu)
+    assert spent == pytest.approx(1e-6, rel=1e-3)
+    noise = leak.row - defences.clip(raw.row, 0.5)
+    assert leak.clip_norm == 0.5
+    assert float(noise.std()) == pytest.approx(leak.noise_std, rel=0.03)
+    given = complete({"defence": "dp", "noise_multiplier": 3.0})
+    assert (given["clip_norm"], given["noise"], given["delta"]) == (1.0, 3.0, 1e-5)
+    assert given["epsilon_spent"] == pytest.approx(1.2719, rel=1e-3)
+    assert scene.make_scene(given).targets[0].leak.noise_std == 3.0
+
+
+def test_a_private_message_is_attacked_and_the_price_is_printed(attack, tmp_path):
+    given = ["--defense", "dp", "--epsilon", "4", "--out", "a"]
+    code, out, err = attack(*SEARCH, *given)
+    assert code == 0, err
+    assert "ε = 4 at δ = 1e-05 for each client" in out
+    stored = read(tmp_path / "a/config.json")["settings"]
+    assert stored["noise_multiplier"] == pytest.approx(1.081, abs=1e-3)
+    assert stored["epsilon_spent"] == pytest.approx(4, rel=1e-3)
+    assert attack("--repeat", "a", "--out", "b", "--seed", "1")[0] == 0
+    code, _, err = attack("--repeat", "a", "--out", "c", "--epsilon", "9")
+    assert code == 2 and "--epsilon does nothing with --repeat" in err
+
+
 def test_models_as_asked_and_trained_on_others_only():
     made = scene_of(model="lenet", activation="tanh", init_scale=0.1, normalize=True, classes=25)
     assert isinstance(made.model[0], Normalise) and isinstance(made.model[1][1], torch.nn.Tanh)
@@ -299,7 +350,14 @@ def test_the_lists_of_names_are_those_of_the_attacks():
         (["--apply-step"], "use --signal step or update"),
         (["--server-lr", "2"], "without --apply-step"),
         (["--defence", "sign", "--clip", "1"], "--clip does nothing with --defence"),
-        (["--defence", "hope"], "'hope' is unknown: use clip-to-1"),
+        (["--defence", "hope"], "'hope' is unknown: use none, clip, dp"),
+        (["--defense", "dp"], "give --epsilon or --noise-multiplier"),
+        (["--defense", "dp", "--epsilon", "1", "--noise-multiplier", "1"], "leave one of them out"),
+        (["--epsilon", "1"], "--epsilon does nothing without --defence dp"),
+        (["--defense", "prune", "--clip-norm", "1"], "without --defence clip or dp"),
+        (["--defense", "dp", "--epsilon", "1", "--noise", "1"], "--noise does nothing with"),
+        (["--defense", "dp", "--epsilon", "1", "--delta", "1"], "'1' is no number between"),
+        (["--defense", "quantise", "--prune", "0.5"], "--prune does nothing with --defence"),
         (["--prune", "1.5"], "'1.5' is no number above 0 and at most 1"),
         (["--quantise", "99"], "bits=99"),
         (["--method", "peel", "--restarts", "4"], "use --method match"),

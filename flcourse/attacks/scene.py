@@ -261,8 +261,8 @@ def messages(
 
 def make_defence(settings: Settings) -> defences.Defence:
     """What each client does to its message: a named defence, or the steps that options name."""
-    if settings["defence"] is not None:
-        named = {slug(name): defence for name, defence in defences.SIMPLE_DEFENCES.items()}
+    named = {slug(name): defence for name, defence in defences.SIMPLE_DEFENCES.items()}
+    if settings["defence"] in named:
         return named[settings["defence"]]
 
     def defend(leak: Leak, seed: int) -> Leak:

@@ -17,7 +17,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from flcourse.data import Client, Dataset
 from flcourse.fedavg import (
     BYTES_PER_VALUE,
+    Checkpoint,
     History,
     Round,
     RoundContext,
@@ -36,7 +37,7 @@ from flcourse.privacy.adaptive import AdaptiveClip
 from flcourse.privacy.clipping import Clipped, clip_layers, clip_rows, exact, row_norms
 from flcourse.privacy.noise import SecureNoise, Source, gaussian_rows, gaussian_sum
 from flcourse.runtime import device, generator, progress
-from flcourse.vectors import flatten, layout
+from flcourse.vectors import flatten, layout, load_row
 
 PLACES = ("server", "distributed", "local")
 SAMPLINGS = ("poisson", "fixed")
@@ -296,17 +297,20 @@ def train_private(
     epochs: int = 1,
     batch_size: int | None = 32,
     lr: float = 0.05,
+    momentum: float = 0.0,
+    proximal: float = 0.0,
     server_lr: float = 1.0,
     server_momentum: float = 0.0,
     seed: int = 0,
     engine: str = "auto",
-    on_round: Callable[[Round], None] | None = None,
+    resume: Checkpoint | None = None,
+    on_round: Callable[[Round, Checkpoint], None] | None = None,
 ) -> History:
     """``fedavg.train`` with cohorts drawn by ``sample_poisson`` at ``dp.sample_rate``.
 
-    ``model`` is trained in place.
-    What a history holds (norms, who took part, test accuracy per round) bypasses the guarantee: it
-    is for the reader of the course, not for publication.
+    ``model`` is trained in place; the options are those of ``fedavg.train``, and ``resume`` goes on
+    as there. What a history holds (norms, who took part, test accuracy per round) bypasses the
+    guarantee: it is for the reader of the course, not for publication.
     Server momentum and learning rate are post-processing and cost no privacy. Chapter 12.
 
     Raises ``ValueError`` if ``dp`` was made for another number of clients or for fixed cohorts.
@@ -318,20 +322,27 @@ def train_private(
     target, home = device(), next(model.parameters()).device
     model.to(target)
     clients, test = [client.to(target) for client in clients], test.to(target)
-    options = {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    local: dict[str, Any] = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+        "momentum": momentum,
+        "proximal": proximal,
+        "engine": engine,
+    }
     server = {"server_lr": server_lr, "server_momentum": server_momentum, "seed": seed}
     config = {"rounds": rounds, "dp": repr(dp), "model": type(model).__name__}
-    history = History(config | options | server)
-    velocity = torch.zeros_like(flatten(model))
-    for number in progress(range(1, rounds + 1), "rounds"):
+    history = History(config | local | server)
+    velocity, done = torch.zeros_like(flatten(model)), 0
+    if resume is not None:
+        load_row(model, resume.row)
+        velocity, done = resume.velocity.to(velocity), resume.round
+    for number in progress(range(done + 1, rounds + 1), "rounds"):
         start = time.perf_counter()
         cohort = sample_poisson(clients, dp.sample_rate, generator(seed, "cohort", number))
         rows = velocity.new_zeros(0, velocity.numel())
         if cohort:
-            rows, _ = local_updates(
-                model, cohort, seed=seed, round=number, engine=engine, epochs=epochs,
-                batch_size=batch_size, lr=lr,
-            )  # fmt: skip
+            rows, _ = local_updates(model, cohort, seed=seed, round=number, **local)
         weights = rows.new_ones(len(rows))
         norms = row_norms(rows).tolist()
         context = RoundContext(number, seed, cohort, weights, copy.deepcopy(model))
@@ -343,6 +354,6 @@ def train_private(
         who, seconds = [int(client.index) for client in cohort], time.perf_counter() - start
         history.rounds.append(Round(number, accuracy, loss, who, norms, sent, sent, seconds))
         if on_round is not None:
-            on_round(history.rounds[-1])
+            on_round(history.rounds[-1], Checkpoint(number, flatten(model).cpu(), velocity.cpu()))
     model.to(home)
     return history
