@@ -6,6 +6,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from flcourse.fedavg import evaluate
 from flcourse.models import MLP, LightCNN, Logistic, Normalise, SimpleCNN
 from flcourse.privacy import (
     Accountant,
+    Budget,
+    BudgetExceededError,
     clipped_gradients,
     dpsgd_updates,
     epsilon,
@@ -311,6 +314,16 @@ def test_training_with_little_noise_learns_and_with_much_does_not(
         ends.append(evaluate(model, test)[0])
         assert accountant.epsilon(1e-5) == pytest.approx(epsilon(z, 60, 1e-5, 0.1), rel=1e-6)
     assert ends[0] > 0.85 and ends[1] < 0.6  # seen .93 and .26
+
+
+def test_a_budget_refuses_before_a_step_is_made(
+    digits: tuple[Client, Client], tmp_path: Path
+) -> None:
+    model, budget = Logistic(64, 10), Budget(tmp_path / "b", 0.5, 1e-5, unit="example")
+    before = flatten(model)
+    with pytest.raises(BudgetExceededError):
+        train_dpsgd(model, digits[0], noise_multiplier=0.5, accountant=budget, **OPTIONS)
+    assert torch.equal(flatten(model), before)
 
 
 def test_batches_are_poisson_and_differ_by_client_round_and_seed(

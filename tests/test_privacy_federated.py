@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from flcourse.models import MLP
 from flcourse.privacy import (
     Accountant,
     AdaptiveClip,
+    Budget,
+    BudgetExceededError,
     DPFedAvg,
     clip_layers,
     epsilon,
@@ -121,6 +124,15 @@ def test_what_is_recorded_is_what_was_released() -> None:
     for number in range(1, 6):
         _step(dp, number=number)
     assert accountant.epsilon(1e-5) == pytest.approx(epsilon(1.1, 5, 1e-5, 0.1), rel=1e-6)
+
+
+def test_a_budget_stops_the_round_that_would_overspend(tmp_path: Path) -> None:
+    budget = Budget(tmp_path / "budget.json", epsilon=epsilon(1.1, 3, 1e-5), delta=1e-5)
+    dp = DPFedAvg(0.5, 1.1, num_clients=8, accountant=budget)
+    for number in range(1, 4):
+        _step(dp, number=number)
+    with pytest.raises(BudgetExceededError):
+        _step(dp, number=4)
 
 
 def test_local_noise_is_not_amplified_and_replacing_costs_what_half_the_noise_does() -> None:

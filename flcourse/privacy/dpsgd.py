@@ -161,8 +161,9 @@ def train_dpsgd(
     """``steps`` steps of DP-SGD on ``data``, in place; each example is in a batch by its own coin.
 
     Poisson batches of rate ``q``; costs the ε of ``epsilon(z, steps, delta, q)`` for add/remove of
-    one example, which ``accountant`` is told. ``expected_batch_size`` is ``q·n`` unless given,
-    which takes it that the client's ``n`` is public; where it is not, give a number of your own.
+    one example, which ``accountant`` (or a ``Budget``) is told beforehand.
+    ``expected_batch_size`` is ``q·n`` unless given, which takes it that the client's ``n`` is
+    public; where it is not, give a number of your own.
     Raises as ``private_step`` does, and if ``sample_rate`` is outside (0, 1] or ``steps < 1``.
     """
     if steps < 1:
@@ -171,6 +172,8 @@ def train_dpsgd(
         raise ValueError(f"sample_rate={sample_rate} must lie in (0, 1]")
     if not len(data):
         raise ValueError(f"client {data.index} holds no samples: leave it out")
+    if accountant is not None:  # before anything is released: a budget may refuse
+        accountant.record(noise_multiplier, steps, sample_rate)
     coins = seeded_generator(seed, "dpsgd batch", round, data.index)
     noise = seeded_generator(seed, "dpsgd noise", round, data.index)
     expected = expected_batch_size if expected_batch_size is not None else sample_rate * len(data)
@@ -190,8 +193,6 @@ def train_dpsgd(
             chunk_size=chunk_size,
             loss=loss,
         )
-    if accountant is not None:
-        accountant.record(noise_multiplier, steps, sample_rate)
 
 
 def dpsgd_updates(

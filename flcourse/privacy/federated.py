@@ -75,12 +75,11 @@ class DPFedAvg:
       ``√d·z·C·√n/(qN)``: √n times as much in the step. Here add/remove means that the row is there
       or is zeros; for any row against any other use ``adjacency="replace-one"``.
 
-    What is recorded with ``accountant`` after each round: one Gaussian release with ``z`` at
+    What ``accountant`` (or a ``Budget``) is told in each round: one Gaussian release with ``z`` at
     ``sample_rate`` by ``sampling``; with everybody in and replace-one, with ``z/2``, since the sum
     then moves by up to ``2C``. For ``"local"`` the rate is 1: the server sees who sends. For
     ``"distributed"`` that server knows the cohort, too: the amplification holds against those who
-    see only the models. With ``noise_multiplier=0`` there is no privacy, and nothing may be
-    recorded.
+    see only the models. With ``noise_multiplier=0`` there is no privacy to account for.
 
     Args:
         clip_norm: ``C``, or an ``AdaptiveClip`` (``where="server"`` only), which then follows the
@@ -172,11 +171,11 @@ class DPFedAvg:
                 "train(..., transform=dp.transform, aggregate=dp.aggregate)"
             )
         context, self._round = self._round, None  # once: the same noise twice cancels
+        if self.accountant is not None:  # before anything is released: a budget may refuse
+            self.accountant.record(*self.release())
         total = self._sum(rows, context)
         if self.adaptive:
             self.adaptive.update(self._norms, self._source(context, None, "dp count"))
-        if self.accountant is not None:
-            self.accountant.record(*self.release())
         return total / self.expected_clients
 
     def release(self) -> tuple[float, int, float, str]:
