@@ -128,6 +128,13 @@ def test_advanced_composition_by_hand():
     assert total < epsilon(2000, 10_000, 1e-5, method="basic")
 
 
+def test_basic_composition_of_sampled_steps_by_hand():
+    """δ_t = 1e-6 of each of 10 steps is q·δ₀ with δ₀ = 1e-5; its ε₀ is amplified, then summed."""
+    step = math.sqrt(2 * math.log(1.25 / 1e-5)) / 40
+    total = 10 * math.log(1 + 0.1 * (math.exp(step) - 1))
+    assert epsilon(40.0, 10, 1e-5, 0.1, "basic") == pytest.approx(total)
+
+
 def test_basic_and_advanced_can_use_the_exact_step():
     releases = [Release(1.1, 10, 0.01), Release(2.0, 5)]
     for bound in (basic_epsilon, advanced_epsilon):

@@ -105,6 +105,14 @@ def test_a_coarser_grid_only_adds_to_epsilon(monkeypatch):
     assert found[0] < found[1] <= found[0] + 1e-4 and found[2] <= found[0] + 1e-2
 
 
+@pytest.mark.parametrize("z, q", [(0.7, 0.3), (2.0, 0.05)])
+def test_what_is_cut_off_is_counted_as_lost(z, q, monkeypatch):
+    """Tails of a third of δ: ε may then only be too large, and it is by more than a little."""
+    exact = math.log1p(q * math.expm1(gaussian_epsilon(z, 1e-6 / q)))
+    monkeypatch.setattr(module, "_TAIL", 0.3)
+    assert exact * 1.005 < epsilon(z, 1, 1e-6, q) < 2 * exact
+
+
 # --- different releases -------------------------------------------------------------------------
 
 
