@@ -1,4 +1,4 @@
-"""The benchmark's own code: it must not rot between two runs, and must refuse a loose accountant."""
+"""The benchmark's own code: it must not rot, and must refuse a loose accountant."""
 
 import itertools
 import json

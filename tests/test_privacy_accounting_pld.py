@@ -107,8 +107,12 @@ def test_a_coarser_grid_only_adds_to_epsilon(monkeypatch):
 
 @pytest.mark.parametrize("z, q", [(0.7, 0.3), (2.0, 0.05)])
 def test_what_is_cut_off_is_counted_as_lost(z, q, monkeypatch):
-    """Tails of a third of δ: ε may then only be too large, and it is by more than a little."""
+    """A step cut where a good part of δ still lies beyond: ε may then only be too large."""
     exact = math.log1p(q * math.expm1(gaussian_epsilon(z, 1e-6 / q)))
+    whole = module._range
+    monkeypatch.setattr(module, "_range", lambda release, tail: whole(release, 1e-5))
+    assert exact * 1.001 < epsilon(z, 1, 1e-6, q) < 2 * exact
+    monkeypatch.setattr(module, "_range", whole)
     monkeypatch.setattr(module, "_TAIL", 0.3)
     assert exact * 1.005 < epsilon(z, 1, 1e-6, q) < 2 * exact
 
