@@ -2,11 +2,10 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python -m benchmarks.dpsgd_step         # about half a minute
 
-All do a step on the same model and batch, with noise, and take turns; ratios are formed within a
-turn. Before that, the clipped sums must agree. Peak memory is of a process of its own for each:
-what the resident set grew by during three steps, after imports, model and a step on one sample
-(Linux only).
-Writes results/dpsgd_step.json.
+All do a step on the same model and batch, with noise, and take turns; ratios are of CPU seconds,
+formed within a turn. Before that, the clipped sums must agree. Peak memory is that of a process of
+its own for each: what the resident set grew by during three steps, after imports, model and a step
+on one sample (Linux only). Writes results/dpsgd_step.json.
 """
 
 from __future__ import annotations
@@ -147,16 +146,16 @@ def _row(model: nn.Module) -> Tensor:
 
 
 def seconds(model_name: str, turns: int) -> dict[str, list[float]]:
-    """Seconds of each way in each turn; the first turn is warm-up and left out."""
+    """CPU seconds of each way in each turn; the first turn is warm-up and left out."""
     inputs, labels = batch()
     steps = {name: make_step(name, MODELS[model_name]()) for name in STEPS}
     took: dict[str, list[float]] = {name: [] for name in STEPS}
     for turn in range(turns + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             step(inputs, labels)
             if turn:
-                took[name].append(time.perf_counter() - start)
+                took[name].append(time.process_time() - start)
     return took
 
 
@@ -205,7 +204,7 @@ def measure(model_name: str, turns: int) -> dict[str, object]:
         tenths = statistics.quantiles(ratios, n=10)
         spread = (statistics.median(ratios), tenths[0], tenths[-1])
         rows[name] = {
-            "milliseconds": round(1e3 * statistics.median(took[name]), 1),
+            "CPU milliseconds": round(1e3 * statistics.median(took[name]), 1),
             "times faster than Opacus' hooks": [round(value, 2) for value in spread],
             "peak MiB": round(peak(name, model_name)),
             "disagreement": apart.get(name),
@@ -232,7 +231,7 @@ def main() -> None:
             print(f"  {way:22s} {row}")
     config = {"batch": BATCH, "turns": args.turns, "clip_norm": CLIP_NORM}
     content = {
-        "what": "one step of DP-SGD; ratios are the median, 10th and 90th percentile over turns",
+        "what": "one step of DP-SGD, CPU time; ratios: median, 10th and 90th percentile of the turns",
         "config": config, "models": found, "provenance": provenance(), "opacus": _opacus_version(),
     }  # fmt: skip
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

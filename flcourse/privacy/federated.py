@@ -52,8 +52,8 @@ class Records(Protocol):
         steps: int = 1,
         sample_rate: float = 1.0,
         sampling: str = "poisson",
-    ) -> None:
-        """One release of a Gaussian sum."""
+    ) -> object:
+        """One release of a Gaussian sum; may refuse it."""
 
 
 class DPFedAvg:
