@@ -107,13 +107,14 @@ def test_a_coarser_grid_only_adds_to_epsilon(monkeypatch):
 
 @pytest.mark.parametrize("z, q", [(0.7, 0.3), (2.0, 0.05)])
 def test_what_is_cut_off_is_counted_as_lost(z, q, monkeypatch):
-    """A step cut where a good part of δ still lies beyond: ε may then only be too large."""
+    """A step cut where a part of δ still lies beyond: without that part, ε would be too small."""
     exact = math.log1p(q * math.expm1(gaussian_epsilon(z, 1e-6 / q)))
     whole = module._range
     monkeypatch.setattr(module, "_range", lambda release, tail: whole(release, 1e-5))
-    assert exact * 1.001 < epsilon(z, 1, 1e-6, q) < 2 * exact
-    monkeypatch.setattr(module, "_range", whole)
-    monkeypatch.setattr(module, "_TAIL", 0.3)
+    removed, _ = discretise(Release(z, 1, q), 1e-3, 1e-5)
+    assert 1e-9 < removed.infinite < 1e-6
+    assert exact * (1 - 1e-9) <= epsilon(z, 1, 1e-6, q) <= exact + 3e-4
+    monkeypatch.setattr(module, "_TAIL", 0.3)  # Chernoff's bound on what the window leaves out
     assert exact * 1.005 < epsilon(z, 1, 1e-6, q) < 2 * exact
 
 
