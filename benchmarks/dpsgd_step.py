@@ -231,7 +231,7 @@ def main() -> None:
             print(f"  {way:22s} {row}")
     config = {"batch": BATCH, "turns": args.turns, "clip_norm": CLIP_NORM}
     content = {
-        "what": "one step of DP-SGD, CPU time; ratios: median, 10th and 90th percentile of the turns",
+        "what": "a step of DP-SGD; ratios: median, 10th and 90th percentile of the turns",
         "config": config, "models": found, "provenance": provenance(), "opacus": _opacus_version(),
     }  # fmt: skip
     args.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
