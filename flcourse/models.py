@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from flcourse.runtime import seeded
+
+_BITS = np.uint64(2**32 - 1)
 
 
 class Normalise(nn.Module):
@@ -174,3 +177,27 @@ def uniform_(model: nn.Module, bound: float) -> None:
     """Fill every parameter from uniform(-bound, bound), in the order of the module, in place."""
     for parameter in model.parameters():
         parameter.uniform_(-bound, bound)
+
+
+@torch.no_grad()
+def mulberry_(model: nn.Module, seed: int) -> None:
+    """Fill every parameter from uniform(-0.5, 0.5) by a generator of six lines, in place.
+
+    Mulberry32: a counter of 32 bits, stirred twice; each value is a multiple of 2⁻²⁴, which float32
+    holds exactly. So another language that has the six lines draws the very same weights: the page
+    that attacks a reader's own picture does (``assets/attack.js``). Not for secrets, nor for
+    simulations: 2³² states. Raises ``ValueError`` for a seed outside 0 to 2³² - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed={seed} must lie in 0 to 2**32 - 1")
+    state = np.uint64(seed) + np.uint64(0x6D2B79F5) * np.arange(
+        1, sum(p.numel() for p in model.parameters()) + 1, dtype=np.uint64
+    )
+    t = state & _BITS
+    t = ((t ^ (t >> np.uint64(15))) * (t | np.uint64(1))) & _BITS
+    t ^= (t + (((t ^ (t >> np.uint64(7))) * (t | np.uint64(61))) & _BITS)) & _BITS
+    bits = t ^ (t >> np.uint64(14))
+    values = torch.from_numpy((bits >> np.uint64(8)).astype(np.float64) / 2**24 - 0.5)
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    for parameter, part in zip(model.parameters(), values.split(sizes), strict=True):
+        parameter.copy_(part.reshape(parameter.shape))

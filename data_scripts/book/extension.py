@@ -1,4 +1,4 @@
-"""The course's own part of the book: front strip, call-out cards, map, generated tables.
+"""The course's own part of the book: front strip, call-out cards, map, attack, tables.
 
 Chapters use only markup that every notebook viewer renders, so what makes them a book happens
 here: block quotes with a bold lead word become cards, a strip with what a reader wants to know
@@ -8,6 +8,8 @@ plain pages have directives for the tables made from code and from the last run.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 import os
 import re
@@ -23,6 +25,7 @@ from sphinx.util.typing import ExtensionMetadata
 
 from data_scripts.book import tables
 from data_scripts.book.address import MARK, colab_link
+from data_scripts.book.attack_page import COMMENT, attack_html, controls_html
 from data_scripts.book.common import (
     CHAPTERS,
     RECORDS,
@@ -194,8 +197,15 @@ def add_generated_parts(app: Sphinx, doctree: nodes.document, docname: str) -> N
     if docname == app.config.root_doc:
         doctree.insert(0, raw(COVER))
     for node in list(doctree.findall(nodes.raw)):
-        if node.astext().strip() == "<!-- flc-map -->":
+        comment = node.astext().strip()
+        if comment == "<!-- flc-map -->":
             node.parent.replace(node, raw(map_html()))
+        elif comment == "<!-- flc-controls -->":
+            node.parent.replace(node, raw(controls_html()))
+        elif comment.startswith(COMMENT):
+            # `<!-- flc-attack for SELECTOR -->` also names the figure that it stands in for.
+            replaces = comment.removeprefix(COMMENT).removesuffix("-->").strip()
+            node.parent.replace(node, raw(attack_html(replaces.removeprefix("for "))))
 
 
 class Generated(SphinxDirective):
@@ -229,11 +239,30 @@ def finish_pages(app: Sphinx, error: Exception | None) -> None:
         for pattern, replacement in MENDED:
             text = re.sub(pattern, replacement, text, flags=re.DOTALL)
         page.write_text(text, encoding="utf-8")
+    lay_out_frames(folder / "chapters" / "lab.html")
     options = folder / "_static" / "documentation_options.js"
     text = options.read_text(encoding="utf-8")
     # A browser does not let a page in a folder read the pages that it found.
     summary = "SHOW_SEARCH_SUMMARY: location.protocol !== 'file:'"
     options.write_text(text.replace("SHOW_SEARCH_SUMMARY: true", summary), encoding="utf-8")
+
+
+def lay_out_frames(page: Path) -> None:
+    """Make files of the pictures of a page's controls: the browser loads those that are shown."""
+    if not page.is_file():
+        return
+    images = page.parents[1] / "_images"
+    images.mkdir(exist_ok=True)
+
+    def lay(found: re.Match[str]) -> str:
+        data = base64.b64decode(found[2])
+        name = f"control-{hashlib.sha256(data).hexdigest()[:16]}.png"
+        (images / name).write_bytes(data)
+        return f'{found[1]}loading="lazy" src="../_images/{name}"'
+
+    pattern = r'(<img alt="[^"]+" [^>]*?)src="data:image/png;base64,([^"]+)"'
+    text = re.sub(pattern, lay, page.read_text(encoding="utf-8"))
+    page.write_text(text, encoding="utf-8")
 
 
 def set_site(app: Sphinx, config: Any) -> None:
