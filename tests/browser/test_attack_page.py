@@ -90,7 +90,7 @@ def test_gradient_is_that_of_torch(engine, model):
     assert worst < 1e-9
 
 
-@pytest.mark.parametrize("index", range(0, 20, 2))
+@pytest.mark.parametrize("index", [0, 1, 2, 5, 6, *range(10, 17)])  # the bundled ones first
 def test_algebra_recovers_every_picture(engine, index):
     """At least 50 dB and the right label, from a row that was rounded to float32."""
     found, score, _, label_right = attack(engine, index)
