@@ -24,6 +24,15 @@ from flcourse.viz.learning import (
     partition_bars,
 )
 from flcourse.viz.measured import attack_table, label_and_picture, success_over_seeds, sweep
+from flcourse.viz.privacy_11 import (
+    audits,
+    claimed_and_true,
+    claimed_over_true,
+    epsilon_by_accountant,
+    epsilon_over_steps,
+    noise_by_accountant,
+    scores_by_rounds,
+)
 
 __all__ = [
     "COLOURS",
@@ -35,10 +44,15 @@ __all__ = [
     "adversary_map",
     "attack_table",
     "attackers_by_defence",
+    "audits",
+    "claimed_and_true",
+    "claimed_over_true",
     "client_drift",
     "decibel_ladder",
     "drift_line",
     "emerging",
+    "epsilon_by_accountant",
+    "epsilon_over_steps",
     "equations_and_unknowns",
     "federation_diagram",
     "gradient_by_class",
@@ -49,6 +63,7 @@ __all__ = [
     "learning_curves",
     "loss_and_psnr",
     "new_figure",
+    "noise_by_accountant",
     "partition_bars",
     "picture_grid",
     "privacy_stack",
@@ -56,6 +71,7 @@ __all__ = [
     "record_table_comparison",
     "recovered_grid",
     "round_diagram",
+    "scores_by_rounds",
     "success_over_seeds",
     "sweep",
 ]
