@@ -24,6 +24,12 @@ from flcourse.viz.learning import (
     partition_bars,
 )
 from flcourse.viz.measured import attack_table, label_and_picture, success_over_seeds, sweep
+from flcourse.viz.privacy_10 import (
+    classic_against_exact,
+    errors_by_clients,
+    private_histogram,
+    two_worlds,
+)
 from flcourse.viz.privacy_11 import (
     audits,
     claimed_and_true,
@@ -47,6 +53,7 @@ __all__ = [
     "audits",
     "claimed_and_true",
     "claimed_over_true",
+    "classic_against_exact",
     "client_drift",
     "decibel_ladder",
     "drift_line",
@@ -54,6 +61,7 @@ __all__ = [
     "epsilon_by_accountant",
     "epsilon_over_steps",
     "equations_and_unknowns",
+    "errors_by_clients",
     "federation_diagram",
     "gradient_by_class",
     "hero",
@@ -67,6 +75,7 @@ __all__ = [
     "partition_bars",
     "picture_grid",
     "privacy_stack",
+    "private_histogram",
     "reconstruction",
     "record_table_comparison",
     "recovered_grid",
@@ -74,4 +83,5 @@ __all__ = [
     "scores_by_rounds",
     "success_over_seeds",
     "sweep",
+    "two_worlds",
 ]
