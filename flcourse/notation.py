@@ -58,4 +58,8 @@ NAMES: tuple[Name, ...] = (
     Name(r"\tau", "steps", "local steps behind one update", "count", "06"),
     Name(r"C", "clip_norm", "a message is shortened to this length", "> 0", "06"),
     Name(r"\sigma", "noise_std", "standard deviation of the noise on each value", "> 0", "06"),
+    Name(r"z = \sigma/C", "noise_multiplier", "noise relative to the clipping norm", "> 0", "10"),
+    Name(r"\varepsilon", "epsilon", "the odds may move by a factor of e to this", "≥ 0", "10"),
+    Name(r"\delta\ \text{(privacy)}", "delta", "what may lie beyond that", "0 to 1", "10"),
+    Name(r"\beta(\alpha)", "alpha", "what the best test misses at α false alarms", "0 to 1", "10"),
 )

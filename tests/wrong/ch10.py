@@ -15,7 +15,7 @@ from flcourse.privacy import (
 def moves(*, long=1e6, against=True, broken=True, wide=True, same=True, measure="length",
           forget_nan=False):
     """A correct test of 10.1 with switches for what can go wrong."""
-    one = torch.ones(1, 8) if wide else torch.eye(8)[:1]
+    one = 0.3 * torch.ones(1, 8) if wide else 0.8 * torch.eye(8)[:1]  # shorter than 1
     tried = [one, long * one]
     if broken:
         tried.append(one * math.nan)
