@@ -30,6 +30,7 @@ _LINES: Mapping[str, tuple[str, Any]] = {
     "pld": ("#009E73", "-"),
     "clt": ("#D55E00", (0, (2, 1.5))),
 }
+_PAPER = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.85}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
 
@@ -84,9 +85,9 @@ def scores_by_rounds(
         axes.hist(without, bins, density=True, color=COLOURS["server"], alpha=0.55)
         axes.hist(present, bins, density=True, color=COLOURS["private"], alpha=0.55)
         axes.axvline(limit, color=COLOURS["attacker"], lw=1.6, ls=(0, (3, 2)))
-        axes.text(limit + 0.25, 0.475, f"finds\n{found[rounds]:.0%}", va="top", weight="bold")
+        axes.text(8, 0.53, f"finds {found[rounds]:.0%}", va="top", ha="right", weight="bold")
         plural = "" if rounds == 1 else "s"
-        axes.set(title=f"{rounds:,} round{plural}", yticks=[], xlim=(-4, 8), ylim=(0, 0.48))
+        axes.set(title=f"{rounds:,} round{plural}", yticks=[], xlim=(-4, 8), ylim=(0, 0.54))
         axes.spines["left"].set_visible(False)
     panels[0][len(scores) // 2].set_xlabel("attacker's score (in standard deviations of the noise)")
     said = ", ".join(f"{share:.0%} after {rounds:,}" for rounds, share in found.items())
@@ -152,7 +153,7 @@ def epsilon_by_accountant(
     """One row a method: a dot at its ε, or the reason why it gives none.
 
     ``answers[method] = (name, ε or a reason)``. The axis is the same for every run, so that the
-    positions of a control can be compared. The band is what the tightest bound leaves possible.
+    positions of a control can be compared. Dashed: the tightest bound. A triangle: beyond the end.
     """
     low, high = 1e-3, 1e4
     canvas, axes = new_figure(PAGE_WIDTH, 0.8 + 0.4 * len(answers))
@@ -162,15 +163,16 @@ def epsilon_by_accountant(
     said = []
     for row, (method, (name, value)) in enumerate(answers.items()):
         if isinstance(value, str):
-            axes.text(1.3 * low, row, value, va="center", size=11, color="#4B5563")
+            axes.text(1.3 * low, row, value, va="center", size=11, color="#4B5563", bbox=_PAPER)
             said.append(f"{name}: {value}")
             continue
-        axes.plot(np.clip(value, low, high), row, "o", color=_LINES[method][0], ms=9)
+        mark = "o" if value <= high else ">"
+        axes.plot(np.clip(value, low, high), row, mark, color=_LINES[method][0], ms=9)
         right = value < 300
         axes.annotate(
             _number(value), (np.clip(value, low, high), row), (9 if right else -9, 0),
             textcoords="offset points", va="center", ha="left" if right else "right",
-            bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.85},
+            bbox=_PAPER,
         )  # fmt: skip
         said.append(f"{name}: {_number(value)}")
     axes.set_yticks(range(len(answers)), [name for name, _ in answers.values()])
@@ -199,7 +201,8 @@ def claimed_over_true(
     """
     ratio = to_array(claimed).astype(float) / to_array(true).astype(float)
     colours = [COLOURS["attacker"], "#FBE3D4", "#FDF3DC", COLOURS["warning"]]
-    both_ways = LinearSegmentedColormap.from_list("claims", list(zip((0, 0.49, 0.51, 1), colours, strict=True)))
+    stops = list(zip((0, 0.49, 0.51, 1), colours, strict=True))
+    both_ways = LinearSegmentedColormap.from_list("claims", stops)
     canvas, axes = new_figure(PAGE_WIDTH, 0.9 + 0.46 * len(steps))
     axes.imshow(np.clip(np.log10(ratio), -1, 1), cmap=both_ways, vmin=-1, vmax=1, aspect="auto")
     for row, column in np.ndindex(*ratio.shape):
