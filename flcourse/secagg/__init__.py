@@ -1,0 +1,48 @@
+"""Secure aggregation: the server learns the sum of the clients' vectors and nothing else.
+
+    result = secure_sum(rows, clip=1.0, dropouts={"masked_input": [2]})
+    result.total, result.survivors
+
+Chapters 13 and 14.
+"""
+
+from flcourse.secagg.client import Client
+from flcourse.secagg.errors import AbortError, ProtocolError
+from flcourse.secagg.field import FixedPoint, bits_needed, pack, unpack
+from flcourse.secagg.graph import Degree, choose_neighbours, neighbour_sets
+from flcourse.secagg.masking import add_masks, mask_seed, self_seed
+from flcourse.secagg.protocol import Run, SecureSum, as_aggregate, run_round, secure_sum
+from flcourse.secagg.server import Server
+from flcourse.secagg.setup import STAGES, Setup, directory, new_identities
+from flcourse.secagg.shamir import Share, combine, combine_plain, split, split_plain
+
+__all__ = [
+    "STAGES",
+    "AbortError",
+    "Client",
+    "Degree",
+    "FixedPoint",
+    "ProtocolError",
+    "Run",
+    "SecureSum",
+    "Server",
+    "Setup",
+    "Share",
+    "add_masks",
+    "as_aggregate",
+    "bits_needed",
+    "choose_neighbours",
+    "combine",
+    "combine_plain",
+    "directory",
+    "mask_seed",
+    "neighbour_sets",
+    "new_identities",
+    "pack",
+    "run_round",
+    "secure_sum",
+    "self_seed",
+    "split",
+    "split_plain",
+    "unpack",
+]
