@@ -62,4 +62,6 @@ NAMES: tuple[Name, ...] = (
     Name(r"\varepsilon", "epsilon", "the odds may move by a factor of e to this", "≥ 0", "10"),
     Name(r"\delta\ \text{(privacy)}", "delta", "what may lie beyond that", "0 to 1", "10"),
     Name(r"\beta(\alpha)", "alpha", "what the best test misses at α false alarms", "0 to 1", "10"),
+    Name(r"q\ \text{(privacy)}", "sample_rate", "chance to take part in a step", "0 to 1", "11"),
+    Name(r"R(\alpha)", "order", "Rényi divergence of a step at order α > 1", "nats", "11"),
 )

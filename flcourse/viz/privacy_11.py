@@ -30,7 +30,7 @@ _LINES: Mapping[str, tuple[str, Any]] = {
     "pld": ("#009E73", "-"),
     "clt": ("#D55E00", (0, (2, 1.5))),
 }
-_PAPER = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.85}
+_PAPER = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
 _PLAIN = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
 
 
@@ -81,13 +81,13 @@ def scores_by_rounds(
         without, present = (without - centre) / scale, (present - centre) / scale
         limit = np.quantile(without, 1 - alarms)
         found[rounds] = float(np.mean(present > limit))
-        bins = np.linspace(-4, 8, 61)
+        bins = np.linspace(-4, 9, 66)
         axes.hist(without, bins, density=True, color=COLOURS["server"], alpha=0.55)
         axes.hist(present, bins, density=True, color=COLOURS["private"], alpha=0.55)
         axes.axvline(limit, color=COLOURS["attacker"], lw=1.6, ls=(0, (3, 2)))
-        axes.text(8, 0.53, f"finds {found[rounds]:.0%}", va="top", ha="right", weight="bold")
+        axes.text(9, 0.53, f"finds {found[rounds]:.0%}", va="top", ha="right", weight="bold")
         plural = "" if rounds == 1 else "s"
-        axes.set(title=f"{rounds:,} round{plural}", yticks=[], xlim=(-4, 8), ylim=(0, 0.54))
+        axes.set(title=f"{rounds:,} round{plural}", yticks=[], xlim=(-4, 9), ylim=(0, 0.54))
         axes.spines["left"].set_visible(False)
     panels[0][len(scores) // 2].set_xlabel("attacker's score (in standard deviations of the noise)")
     said = ", ".join(f"{share:.0%} after {rounds:,}" for rounds, share in found.items())
@@ -163,7 +163,10 @@ def epsilon_by_accountant(
     said = []
     for row, (method, (name, value)) in enumerate(answers.items()):
         if isinstance(value, str):
-            axes.text(1.3 * low, row, value, va="center", size=11, color="#4B5563", bbox=_PAPER)
+            left = not isinstance(best, float) or best > 3  # away from the dashed line
+            place = {"x": 1.3 * low, "ha": "left"} if left else {"x": high / 1.3, "ha": "right"}
+            look = {"va": "center", "size": 11, "color": "#4B5563", "bbox": _PAPER}
+            axes.text(y=row, s=value, **place, **look)
             said.append(f"{name}: {value}")
             continue
         mark = "o" if value <= high else ">"
@@ -260,7 +263,7 @@ def audits(
                 axes.plot(value, row, "o", color=colour, ms=8, alpha=0.7, clip_on=False)
             told.append(f"{title}, {name}: {min(values):.2f}–{max(values):.2f}")
         axes.set_yticks(range(len(bounds)), list(bounds))
-        axes.set(ylim=(len(bounds) - 0.5, -0.5), xlim=(0, 1.04 * most))
+        axes.set(ylim=(len(bounds) - 0.5, -0.5), xlim=(-0.02 * most, 1.04 * most))
         axes.set_title(title, pad=22)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
