@@ -39,6 +39,7 @@ from flcourse.viz.privacy_11 import (
     noise_by_accountant,
     scores_by_rounds,
 )
+from flcourse.viz.privacy_12 import accuracy_bars, cost_by_clients, price_of_noise
 
 __all__ = [
     "COLOURS",
@@ -47,6 +48,7 @@ __all__ = [
     "Figure",
     "HtmlFigure",
     "accuracy_against_megabytes",
+    "accuracy_bars",
     "adversary_map",
     "attack_table",
     "attackers_by_defence",
@@ -55,6 +57,7 @@ __all__ = [
     "claimed_over_true",
     "classic_against_exact",
     "client_drift",
+    "cost_by_clients",
     "decibel_ladder",
     "drift_line",
     "emerging",
@@ -74,6 +77,7 @@ __all__ = [
     "noise_by_accountant",
     "partition_bars",
     "picture_grid",
+    "price_of_noise",
     "privacy_stack",
     "private_histogram",
     "reconstruction",
