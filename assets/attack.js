@@ -31,11 +31,11 @@ function flcEngine() {
     { inputs: 12, outputs: 12, size: 16, stride: 2 },
     { inputs: 12, outputs: 12, size: 8, stride: 1 },
   ];
-  const CLASSES = 10, FEATURES = 12 * 8 * 8, KERNEL = 5, PAD = 2, PIXELS = 32 * 32, PICTURE = 3 * PIXELS;
+  const CLASSES = 10, FEATURES = 12 * 8 * 8, PIXELS = 32 * 32, PICTURE = 3 * PIXELS;
   let length = 0;
   for (const layer of LAYERS) {
     layer.area = (layer.size / layer.stride) ** 2;
-    layer.fan = layer.inputs * KERNEL * KERNEL;
+    layer.fan = layer.inputs * 25;
     layer.taps = tapTable(layer);
     layer.weight = length;
     layer.bias = length + layer.outputs * layer.fan;
@@ -47,14 +47,12 @@ function flcEngine() {
   // lies outside the picture is the value behind the last, which is always 0.
   function tapTable({ inputs, size, stride, area, fan }) {
     const out = size / stride, taps = new Int32Array(fan * area).fill(inputs * size * size);
-    for (let k = 0; k < fan; k++) {
-      const channel = Math.floor(k / 25), a = Math.floor(k / 5) % 5, b = k % 5;
+    for (let k = 0; k < fan; k++)
       for (let p = 0; p < area; p++) {
-        const row = Math.floor(p / out) * stride + a - PAD, column = (p % out) * stride + b - PAD;
-        if (row >= 0 && row < size && column >= 0 && column < size)
-          taps[k * area + p] = (channel * size + row) * size + column;
+        const row = Math.floor(p / out) * stride + (Math.floor(k / 5) % 5) - 2, column = (p % out) * stride + (k % 5) - 2;
+        const inside = row >= 0 && row < size && column >= 0 && column < size;
+        if (inside) taps[k * area + p] = (Math.floor(k / 25) * size + row) * size + column;
       }
-    }
     return taps;
   }
 
@@ -156,8 +154,8 @@ function flcEngine() {
   const quantiseStep = (row, bits) => row.reduce((most, value) => Math.max(most, Math.abs(value)), 0) / (2 ** (bits - 1) - 1);
 
   function quantise(row, bits) {
-    const step = quantiseStep(row, bits);
-    return step > 0 ? row.map((value) => Math.round(value / step) * step) : row;
+    const step = quantiseStep(row, bits) || 1; // a row of zeros stays one
+    return row.map((value) => Math.round(value / step) * step);
   }
 
   // What is sent, in float32, and what everybody knows about it. Noise comes after a clip to 1, as
@@ -170,9 +168,8 @@ function flcEngine() {
       prune: () => prune(row, strength),
       quantise: () => quantise(row, strength),
     }[defence]();
-    const known = { clipNorm: { clip: strength, noise: 1 }[defence] || Infinity, std: 0, pruned: defence === "prune" };
-    if (defence === "noise") known.std = strength;
-    if (defence === "quantise") known.std = quantiseStep(row, strength) / Math.sqrt(12);
+    const std = { noise: strength, quantise: quantiseStep(row, strength) / Math.sqrt(12) }[defence] || 0;
+    const known = { std, clipNorm: { clip: strength, noise: 1 }[defence] || Infinity, pruned: defence === "prune" };
     const bytes = { prune: 8 * sent.reduce((n, v) => n + (v !== 0), 0), quantise: Math.ceil((row.length * strength) / 8) + 4 };
     return { row: Float32Array.from(sent), known, bytes: bytes[defence] || 4 * row.length };
   }
@@ -208,7 +205,7 @@ function flcEngine() {
   function solveInput(layer, weights, row, delta, z) {
     const { inputs, outputs, size, area, fan, taps } = layer, pixels = size * size, rows = [];
     for (let o = 0; o < outputs; o++)
-      for (let k = 0; k < KERNEL * KERNEL; k++) {
+      for (let k = 0; k < 25; k++) {
         const line = new Float64Array(pixels + inputs); // an equation and its value in each channel
         for (let p = 0; p < area; p++) {
           const at = taps[k * area + p];
@@ -261,10 +258,9 @@ function flcEngine() {
       add(x, step, direction);
       add(off, -step, image);
       slope = back(off);
-      const before = left;
-      left = dot(slope, slope);
-      direction = direction.map((value, i) => slope[i] + (left / before) * value);
-     
+      const next = dot(slope, slope), share = next / left;
+      direction = direction.map((value, i) => slope[i] + share * value);
+      left = next;
     }
     return x;
   }
@@ -296,24 +292,25 @@ function flcEngine() {
   // Loss and slope at u. The second derivative is never formed: the slope of <g(x), r> by x is the
   // derivative of x's gradient along r in the weights, a difference of two of them.
   function makeObjective(weights, row, known, label) {
-    const std = Math.max(known.std, 1e-4 * norm(row)), scale = USUAL.map(Math.sqrt), tail = 0.05;
+    const std = Math.max(known.std, 1e-4 * norm(row)), tail = 0.05; // of values beyond [0, 1]
+    const scale = USUAL.map(Math.sqrt); // a wave is u * scale: halfway from the picture's scale to the prior's
     const loss = (u) => {
       const x = waves(u.map((value, i) => value * scale[i]), true).map((value) => value + 0.5);
       const g = gradient(weights, x, label), size = norm(g);
       const factor = Math.min(1, known.clipNorm / size), off = new Float64Array(LENGTH);
       for (let i = 0; i < LENGTH; i++)
         if (!known.pruned || row[i] !== 0) off[i] = (factor * g[i] - row[i]) / std;
-      const beyond = x.map((value) => (value - Math.min(1, Math.max(0, value))) / tail), whitened = u.map((value, i) => (value * scale[i]) / USUAL[i]);
-      const value = (dot(off, off) + dot(beyond, beyond) + dot(whitened, whitened)) / 2;
-      return { value, u, x, g, size, factor, off };
+      const beyond = x.map((value) => (value - Math.min(1, Math.max(0, value))) / tail), usual = u.map((value, i) => value / scale[i]);
+      const value = (dot(off, off) + dot(beyond, beyond) + dot(usual, usual)) / 2;
+      return { value, u, x, g, size, factor, off, beyond };
     };
-    const slope = ({ u, x, g, size, factor, off }) => {
+    const slope = ({ u, x, g, size, factor, off, beyond }) => {
       const along = factor < 1 ? dot(off, g) / size ** 2 : 0;
       const r = off.map((value, i) => ((value - along * g[i]) * factor) / std);
       const step = 1e-3 / norm(r), shifted = (sign) => gradient(weights.map((w, i) => w + sign * step * r[i]), x, label, "picture");
       const up = shifted(1), down = shifted(-1);
-      const byPicture = x.map((value, i) => (up[i] - down[i]) / (2 * step) + (value - Math.min(1, Math.max(0, value))) / tail ** 2);
-      return waves(byPicture, false).map((value, i) => value * scale[i] + (u[i] * scale[i] ** 2) / USUAL[i] ** 2);
+      const byPicture = beyond.map((value, i) => (up[i] - down[i]) / (2 * step) + value / tail);
+      return waves(byPicture, false).map((value, i) => value * scale[i] + u[i] / USUAL[i]);
     };
     return { loss, slope };
   }
@@ -323,8 +320,7 @@ function flcEngine() {
     const { loss, slope } = makeObjective(weights, row, known, label), pairs = [];
     let u = new Float64Array(PICTURE), now = loss(u), g = slope(now), count = 1;
     while (count < evaluations) {
-      let direction = g.slice();
-      const shares = [];
+      let direction = g.slice(), shares = [];
       for (const { s, y, curvature } of [...pairs].reverse()) {
         shares.push(dot(s, direction) / curvature);
         add(direction, -shares[shares.length - 1], y);
@@ -361,14 +357,14 @@ function flcEngine() {
     return { label, picture: search(weights, row, known, label, onFrame), method: "search" };
   }
 
-  return { LENGTH, CLASSES, makeWeights, gradient, defend, clip, addNoise, prune, quantise, readLabel, closedForm, search, attack, dot, norm };
+  return { makeWeights, gradient, defend, clip, addNoise, prune, quantise, attack };
 }
 
 // The worker: the phone's half, then the server's, which gets the message alone.
 function flcWorker(engine) {
   self.onmessage = ({ data: { seed, picture, label, defence, strength } }) => {
     const weights = engine.makeWeights(seed), started = performance.now();
-    const message = engine.defend(engine.gradient(weights, picture, label), defence, strength, seed);
+    const message = engine.defend(engine.gradient(weights, picture, label), defence, strength, seed + 1);
     self.postMessage({ kind: "sent", row: message.row, bytes: message.bytes });
     let shown = performance.now();
     const onFrame = (x) => {
@@ -387,42 +383,62 @@ function flcAttackPage(root) {
   const STRENGTHS = { // positions of the slider: [value, how it is written]
     none: [],
     clip: [10, 3, 1, 0.3, 0.1, 0.01].map((c) => [c, `at most ${c} long`]),
-    noise: [-5, -4.5, -4, -3.5, -3, -2.5, -2, -1.5, -1, -0.5].map((e) => [10 ** e, "σ = " + Number((10 ** e).toPrecision(1))]),
+    noise: [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3].map((s) => [s, `σ = ${s} on length 1`]),
     prune: [50, 20, 10, 5, 2, 1, 0.5, 0.1].map((k) => [k / 100, `${k} % kept`]),
     quantise: [16, 12, 10, 8, 6, 5, 4, 3, 2].map((b) => [b, `${b} bits`]),
   };
   const START = { none: 0, clip: 2, noise: 4, prune: 5, quantise: 6 };
-  const classes = [...find("label").options].map((option) => option.text);
-  let worker = null, truth = null, url = null;
+  const url = URL.createObjectURL(new Blob([`"use strict";(${flcWorker})((${flcEngine})())`], { type: "text/javascript" }));
+  let worker = null, truth = null, latest = 0, opening = false, failed = false; // `latest`: pictures asked for
 
   const chosen = () => root.querySelector("[type=radio]:checked").value;
-  const say = (text, wrong = false) => {
-    find("result").textContent = text;
+  const stills = () => document.querySelectorAll(root.dataset.replaces || ":not(*)"); // where the attack does not run
+  const swapStills = () => stills().forEach((still) => { still.hidden = !failed; });
+
+  // The state of the page in words: at work, a result, or (`wrong`) why there is none.
+  function say(working, result = "", wrong = false) {
+    root.setAttribute("aria-busy", String(!result));
+    find("working").textContent = working;
     find("result").classList.toggle("flc-attack-wrong", wrong);
-  };
+    find("result").textContent = result;
+  }
+
+  function refuse(text) {
+    worker?.terminate(); // or its answer would stand over the refusal
+    say("", text, true);
+  }
+
+  function refuseWorker() {
+    failed = true;
+    swapStills();
+    refuse("The attack does not run in this browser (its Web Worker failed). The chapters show it as pictures.");
+  }
+
   const clamp = (x) => x.map((value) => Math.min(1, Math.max(0, value)));
 
   // A canvas from a function of the pixel's number that gives red, green, blue in [0, 1].
   function paint(name, size, colour) {
-    const canvas = find(name), context = canvas.getContext("2d");
+    const canvas = find(name), context = canvas.getContext("2d"), image = context.createImageData(size, size);
     canvas.width = canvas.height = size;
-    const image = context.createImageData(size, size);
     for (let p = 0; p < size * size; p++) image.data.set([...clamp(colour(p)).map((v) => Math.round(255 * v)), 255], 4 * p);
     context.putImageData(image, 0, 0);
   }
+  const paintGrey = (name, size, grey) => paint(name, size, (p) => [grey(p), grey(p), grey(p)]);
   const paintPicture = (name, x) => paint(name, SIZE, (p) => [x[p], x[p + AREA], x[p + 2 * AREA]]);
   const psnr = (x, y) => -10 * Math.log10(x.reduce((sum, value, i) => sum + (value - y[i]) ** 2, 0) / x.length);
   const decibels = (value) => (value > 99 ? "over 99" : value.toFixed(1));
 
   // The picture as the model sees it: the middle square, 32 x 32, [3, 32, 32] in [0, 1].
   function read(source, width, height) {
-    const canvas = document.createElement("canvas"), side = Math.min(width, height);
-    canvas.width = canvas.height = SIZE;
-    const context = canvas.getContext("2d");
-    context.fillStyle = "#fff";
-    context.fillRect(0, 0, SIZE, SIZE);
-    context.imageSmoothingQuality = "high";
-    context.drawImage(source, (width - side) / 2, (height - side) / 2, side, side, 0, 0, SIZE, SIZE);
+    const canvas = document.createElement("canvas"), context = canvas.getContext("2d"), side = Math.min(width, height);
+    let size = SIZE;
+    while (2 * size <= Math.min(side, 2048)) size *= 2;
+    canvas.width = canvas.height = size;
+    context.fillStyle = "#fff"; // behind what is transparent
+    context.fillRect(0, 0, size, size);
+    context.drawImage(source, (width - side) / 2, (height - side) / 2, side, side, 0, 0, size, size);
+    for (; size > SIZE; size /= 2) // by halves: not every browser averages when it shrinks by more
+      context.drawImage(canvas, 0, 0, size, size, 0, 0, size / 2, size / 2);
     const pixels = context.getImageData(0, 0, SIZE, SIZE).data;
     return Float64Array.from({ length: 3 * AREA }, (_, i) => pixels[4 * (i % AREA) + Math.floor(i / AREA)] / 255);
   }
@@ -430,23 +446,20 @@ function flcAttackPage(root) {
   // A new picture (and the button that it came from), another label or defence: attack once more.
   function start(picture, pressed) {
     if (picture) {
-      truth = picture;
+      [truth, latest] = [picture, latest + 1];
+      closeCamera();
       for (const button of root.querySelectorAll("[aria-pressed]")) button.setAttribute("aria-pressed", String(button === pressed));
     }
     const defence = chosen(), slider = find("strength"), [strength, text] = STRENGTHS[defence][slider.value] || [0, ""];
     find("strength-text").textContent = text;
     slider.setAttribute("aria-valuetext", text);
     paintPicture("truth", truth);
-    for (const name of ["guess", "error"]) paint(name, SIZE, () => [0.5, 0.5, 0.5]);
-    root.setAttribute("aria-busy", "true");
-    find("working").textContent = "The server works …";
-    if (worker) worker.terminate();
-    try {
-      url = url || URL.createObjectURL(new Blob([`"use strict";(${flcWorker})((${flcEngine})())`], { type: "text/javascript" }));
-      worker = new Worker(url);
-    } catch {
-      return say("This browser does not run the attack (no Web Worker). The chapters show it as pictures.", true);
-    }
+    for (const name of ["guess", "error"]) paintGrey(name, SIZE, () => 0.5);
+    find("guess-text").textContent = "";
+    say("The server works …");
+    worker?.terminate();
+    try { worker = new Worker(url); } catch { return refuseWorker(); }
+    worker.onerror = refuseWorker;
     worker.onmessage = ({ data }) => ({ sent: showSent, frame: showFrame, done: showDone })[data.kind](data);
     worker.postMessage({ seed: Number(root.dataset.seed), picture: truth, label: find("label").selectedIndex, defence, strength });
   }
@@ -455,14 +468,14 @@ function flcAttackPage(root) {
   function showSent({ row, bytes }) {
     const most = row.reduce((largest, value) => Math.max(largest, Math.abs(value)), 1e-30);
     const grey = (value) => 0.5 + (Math.sign(value) * (Math.abs(value) / most) ** 0.25) / 2;
-    paint("row", Math.ceil(Math.sqrt(row.length)), (p) => Array(3).fill(grey(row[p] || 0)));
+    paintGrey("row", Math.ceil(Math.sqrt(row.length)), (p) => grey(row[p] || 0));
     find("row-text").textContent = `${row.length.toLocaleString("en")} numbers, ${bytes.toLocaleString("en")} bytes`;
   }
 
   function showFrame({ picture }) {
     const shown = clamp(picture), off = shown.map((value, i) => Math.abs(value - truth[i]));
     paintPicture("guess", shown);
-    paint("error", SIZE, (p) => Array(3).fill((off[p] + off[p + AREA] + off[p + 2 * AREA]) / 3 / 0.5));
+    paintGrey("error", SIZE, (p) => (off[p] + off[p + AREA] + off[p + 2 * AREA]) / 3 / 0.5);
   }
 
   function showDone({ picture, label, method, seconds }) {
@@ -471,40 +484,50 @@ function flcAttackPage(root) {
     const flat = [mean(0), mean(1), mean(2)], floor = psnr(truth.map((_, i) => flat[Math.floor(i / AREA)]), truth);
     const score = psnr(clamp(picture), truth), measured = `${decibels(score)} dB (a flat colour: ${decibels(floor)} dB)`;
     let verdict = "The server has a likeness";
+    if (score > 45 || (score > 28 && score > floor + 10)) verdict = "The server has the picture";
     if (score < floor + 3) verdict = "Hardly more than a flat colour";
     if (score < floor) verdict = "Worse than a flat colour";
-    if (score > 45 || (score > 28 && score > floor + 10)) verdict = "The server has the picture";
+    if (floor > 45) verdict = "The picture is hardly more than one flat colour itself";
     Object.assign(root.dataset, { psnr: score, floor, label, method, seconds });
     find("guess-text").textContent = measured;
-    find("working").textContent = `By ${method}, in ${seconds.toFixed(1)} s on this device. Nothing was uploaded.`;
-    root.setAttribute("aria-busy", "false");
-    say(`${verdict}: ${measured}. It reads the label “${classes[label]}”, which is ${label === find("label").selectedIndex ? "right" : "wrong"}.`);
+    const { options, selectedIndex } = find("label"), right = label === selectedIndex ? "right" : "wrong";
+    say(`By ${method}, in ${seconds.toFixed(1)} s on this device. Nothing was uploaded.`,
+      `${verdict}: ${measured}. It reads the label “${options[label].text}”, which is ${right}.`);
   }
 
-  async function useFile(file) {
+  async function useFile({ target }) {
+    const file = target.files[0], turn = ++latest;
+    if (!file) return;
+    target.value = ""; // so that the same file, chosen again, is a change
     try {
       const bitmap = await createImageBitmap(file);
-      start(read(bitmap, bitmap.width, bitmap.height));
+      if (turn === latest) start(read(bitmap, bitmap.width, bitmap.height));
     } catch {
-      say(`“${file.name}” cannot be read as a picture. Choose a JPEG, PNG, GIF or WebP.`, true);
+      if (turn === latest) refuse(`“${file.name}” cannot be read as a picture. Choose a JPEG, PNG, GIF or WebP.`);
     }
   }
 
+  // The first click opens the camera, the second takes the picture; any other picture closes it.
   async function useCamera() {
-    const video = find("video"), button = find("camera");
-    if (video.srcObject) {
-      start(read(video, video.videoWidth, video.videoHeight));
-      for (const track of video.srcObject.getTracks()) track.stop();
-      [video.srcObject, video.hidden, button.textContent] = [null, true, "Camera"];
-      return;
-    }
+    const video = find("video");
+    if (opening) return;
+    if (video.srcObject) return start(read(video, video.videoWidth, video.videoHeight));
+    opening = true;
     try {
       video.srcObject = await navigator.mediaDevices.getUserMedia({ video: true });
       await video.play();
-      [video.hidden, button.textContent] = [false, "Take the picture"];
+      [video.hidden, find("camera").textContent] = [false, "Take the picture"];
     } catch {
-      say("No camera can be used here (none found, not allowed, or a page without https). Choose a file.", true);
+      closeCamera();
+      refuse("No camera can be used here (none found, not allowed, or a page without https). Choose a file.");
     }
+    opening = false;
+  }
+
+  function closeCamera() {
+    const video = find("video");
+    video.srcObject?.getTracks().forEach((track) => track.stop());
+    [video.srcObject, video.hidden, find("camera").textContent] = [null, true, "Camera"];
   }
 
   function changeDefence() {
@@ -524,12 +547,13 @@ function flcAttackPage(root) {
   for (const radio of root.querySelectorAll("[type=radio]")) radio.addEventListener("change", changeDefence);
   find("strength").addEventListener("input", () => start());
   find("label").addEventListener("change", () => start());
-  find("file").addEventListener("change", ({ target }) => target.files[0] && useFile(target.files[0]));
+  find("file").addEventListener("change", useFile);
   find("camera").addEventListener("click", useCamera);
   root.hidden = false;
-  for (const still of document.querySelectorAll(root.dataset.replaces || "none")) still.hidden = true; // for pages without scripts
+  swapStills();
+  addEventListener("DOMContentLoaded", swapStills); // those below the script
   const first = root.querySelector("[aria-pressed] img");
   first.decode().then(() => first.closest("button").click());
 }
 
-if (typeof document !== "undefined") for (const root of document.querySelectorAll(".flc-attack")) flcAttackPage(root);
+for (const root of document.querySelectorAll(".flc-attack")) flcAttackPage(root);

@@ -50,7 +50,10 @@ def chapter_link(number: str, words: str) -> str:
 
 
 def attack_html(replaces: str = "") -> str:
-    """The section that the script fills. ``replaces`` selects the figure it stands in for."""
+    """The section that the script fills. ``replaces`` selects the figure it stands in for.
+
+    The script is not deferred: it must have swapped the two before a reader sees either.
+    """
     pictures, classes = photographs()
     buttons = "".join(
         f'<button type="button" aria-pressed="false" data-label="{name}">'
@@ -66,7 +69,7 @@ def attack_html(replaces: str = "") -> str:
     return f"""
 <section class="flc-attack" aria-label="Attack a picture of your own" data-seed="{SEED}"
  data-replaces="{escape(replaces)}" hidden>
-<form onsubmit="return false">
+<form autocomplete="off" onsubmit="return false">
 <fieldset class="flc-attack-pictures"><legend>A picture on the phone</legend>
 {buttons}
 <span class="flc-attack-own"><label class="flc-attack-upload">Your own file
@@ -83,26 +86,33 @@ def attack_html(replaces: str = "") -> str:
 </fieldset>
 </form>
 <div class="flc-attack-panels">
-{panel("truth", "on the phone", "what the model sees", "The picture, 32 by 32", "private")}
+{panel("truth", "on the phone", "32 × 32: what the model sees", "The picture, 32 by 32", "private")}
 {panel("row", "on the wire", "", "The gradient as grey levels", "server")}
 {panel("guess", "at the server", "", "What the server makes of the gradient", "attacker")}
-{panel("error", "error", "white = 0.5 of 1", "Where the two pictures differ", "server")}
+{panel("error", "error", "black: equal, white: off by half", "Where the two differ", "server")}
 </div>
 <p class="flc-attack-result" role="status" aria-live="polite"></p>
 <p class="flc-attack-working"></p>
 <details><summary>What this shows, and what it does not</summary>
-<p>All of it happens in this browser: the script that came with the page computes the gradient,
-forgets the picture, and attacks what would have been sent. The server's half gets the weights, the
-message and the public rules of the defence. The network has random weights, as in a first round;
-the phone sends the gradient of one picture. {chapter_link("05", "Other networks")} resist the
-algebra, {chapter_link("06", "batches and local steps")} make the search harder, and with
+<p>All of it happens in this browser: the script that came with the page computes the gradient and
+attacks what would have been sent. The server's half gets the weights, the message and the public
+rules of the defence; the picture itself is used again only to measure the likeness. That is PSNR,
+in decibel, and says something only beside what stands in brackets: what a flat picture in the mean
+colour gets.</p>
+<p><em>Clip</em> shortens the gradient to a length; <em>noise</em> clips it to length 1 and adds
+Gaussian noise of standard deviation σ to every number; <em>prune</em> sends the largest numbers
+alone; <em>quantise</em> rounds them all to a few bits. Clipping stops nothing here, and noise hides
+the picture long before it hides the label; how much noise buys what is the subject of
+{chapter_link("12", "training with privacy")}.</p>
+<p>The network has random weights, as in a first round; the phone sends the gradient of one picture.
+{chapter_link("05", "Other networks")} resist the algebra,
+{chapter_link("06", "batches and local steps")} make the search harder, and with
 {chapter_link("13", "secure aggregation")} the server sees only a sum: there this attack does not
-apply as it is. Clipping is no defence, and noise hides the picture long before it hides the label;
-how much noise buys what is the subject of {chapter_link("12", "training with privacy")}. PSNR
-measures likeness in decibel; a flat picture in the mean colour gets what stands in brackets.</p>
+apply as it is.</p>
 </details>
 </section>
-<script defer src="../_static/attack.js"></script>
+<script src="../_static/attack.js"></script>
+{"" if replaces else "<noscript><p>The attack in the page needs JavaScript.</p></noscript>"}
 """
 
 

@@ -241,7 +241,49 @@ def test_own_file(visit, tmp_path):
     page.wait_for_selector(".flc-attack-wrong")
     words = page.locator(".flc-attack-result").inner_text()
     assert "notes.jpg" in words and "cannot be read" in words and "PNG" in words
+    # Chosen again, the same file must be a change; what was refused leaves no mark.
+    assert page.locator(".flc-attack-file").input_value() == ""
+    page.locator(".flc-attack-file").set_input_files(tmp_path / "mine.jpg")
+    page.wait_for_selector(".flc-attack-wrong", state="detached")
+    assert float(wait(page)["psnr"]) > 40
     assert visit.problems == []
+
+
+def test_refusal_outlives_a_running_search(visit, tmp_path):
+    """A file refused while the server searches: no older result may stand over the sentence."""
+    page = visit.go(INTRO)
+    wait(page)
+    page.locator(".flc-attack [value=prune]").check()
+    assert page.locator(".flc-attack-guess-text").inner_text() == "", "the last figure, too early"
+    (tmp_path / "notes.heic").write_text("no picture at all")
+    page.locator(".flc-attack-file").set_input_files(tmp_path / "notes.heic")
+    page.wait_for_selector(".flc-attack-wrong")
+    page.wait_for_timeout(1500)
+    assert "notes.heic" in page.locator(".flc-attack-result").inner_text()
+    wait(page)
+
+
+def test_flat_picture_is_called_flat(visit, tmp_path):
+    """Against a picture of one colour a flat colour is perfect: the sentence claims no success."""
+    page = visit.go(INTRO)
+    wait(page)
+    Image.new("RGBA", (60, 40)).save(tmp_path / "clear.png")
+    page.locator(".flc-attack-file").set_input_files(tmp_path / "clear.png")
+    page.wait_for_function("!document.querySelector('.flc-attack [aria-pressed=true]')")
+    assert float(wait(page)["psnr"]) > 40
+    words = page.locator(".flc-attack-result").inner_text()
+    assert "flat colour itself" in words and "a flat colour: over 99 dB" in words
+
+
+def test_without_workers_the_figure_stays(browser, server):
+    """Where no worker can start, the page says so and keeps its figure."""
+    page = browser.new_page()
+    page.add_init_script("window.Worker = class { constructor() { throw new Error(); } };")
+    page.goto(f"{server}/{INTRO}.html")
+    page.wait_for_selector(".flc-attack-wrong")
+    assert "does not run" in page.locator(".flc-attack-result").inner_text()
+    assert page.locator(".cell_output .flc-figure").first.is_visible()
+    page.close()
 
 
 def test_no_camera_says_so(visit):
@@ -274,6 +316,15 @@ def test_camera(browser, server):
     assert page.locator(".flc-attack-video").is_hidden()
     assert page.locator(".flc-attack [aria-pressed=true]").count() == 0
     assert float(wait(page)["psnr"]) > 30
+    page.locator(".flc-attack-camera").click()
+    page.wait_for_function("document.querySelector('.flc-attack-video').videoWidth > 0")
+    page.wait_for_selector(".flc-attack-video", state="visible")
+    page.evaluate(
+        "window.tracks = document.querySelector('.flc-attack-video').srcObject.getTracks()"
+    )
+    page.locator(".flc-attack button").first.click()  # another picture: the camera goes off
+    assert page.evaluate("tracks.map((track) => track.readyState)") == ["ended"]
+    assert page.locator(".flc-attack-video").is_hidden()
     context.close()
 
 
