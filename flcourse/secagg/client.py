@@ -13,6 +13,7 @@ secrets are forgotten, and every later call raises. Chapter 13.
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,7 @@ SHARE_BYTES = share_size(SEED_BYTES)
 TAG_BYTES = 16
 CIPHERTEXT_BYTES = 2 * SHARE_BYTES + TAG_BYTES
 SELF, PAIR = 0, 1  # which secret a share opens: the self mask, or the key of the pairwise masks
+_ENDS = struct.Struct("<II")
 _NONCE = bytes(12)  # each key encrypts one message: see _channel
 
 
@@ -97,9 +99,10 @@ class Client:
                 self.setup.needed,
                 [holder + 1 for holder in holders],
             )
+            packed, size = share_bytes(shares), 2 * SHARE_BYTES
             plain = {
-                holder: share_bytes(row[SELF]) + share_bytes(row[PAIR])
-                for holder, row in zip(holders, shares, strict=True)
+                holder: packed[size * place : size * (place + 1)]
+                for place, holder in enumerate(holders)
             }
             self._own_shares = plain.pop(self.index)
             sealed = {holder: self._seal(holder, text) for holder, text in plain.items()}
@@ -210,7 +213,7 @@ class Client:
 
     def _channel(self, other: int, sender: int, receiver: int) -> tuple[AESGCM, bytes]:
         """The cipher of one direction: fresh keys in each round, so a key sees one message."""
-        ends = wire.write_items({sender: b"from"}) + wire.write_items({receiver: b"to"})
+        ends = _ENDS.pack(sender, receiver)
         if other not in self._agreed:
             self._agreed[other] = agree(self._cipher_key, self._keys[other].cipher_key)
         return AESGCM(derive(self._agreed[other], self.setup.round_id, b"shares" + ends)), ends

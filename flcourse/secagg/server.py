@@ -32,7 +32,7 @@ from flcourse.secagg.masking import (
 )
 from flcourse.secagg.messages import Keys, Kind, Message
 from flcourse.secagg.setup import STAGES, Setup
-from flcourse.secagg.shamir import Elements, combine_many, parse_share
+from flcourse.secagg.shamir import Elements, combine_many, parse_shares
 
 _KINDS = (Kind.ADVERTISE, Kind.SHARES, Kind.MASKED_INPUT, Kind.AGREEMENT, Kind.UNMASK)
 
@@ -150,12 +150,12 @@ class Server:
         holds = self._near(message.sender, 1) | {message.sender}
         if strangers := items.keys() - holds:
             raise ProtocolError(f"client {message.sender} holds no share of {min(strangers)}")
-        shares = {}
         for owner, content in items.items():
             if content[0] != (SELF if owner in self._sets[2] else PAIR):
                 raise ProtocolError(f"client {message.sender} opens the wrong kind for {owner}")
-            shares[owner] = parse_share(content[1:], SEED_BYTES)
-        for owner, share in shares.items():
+        joined = b"".join(content[1:] for content in items.values())
+        shares = parse_shares(joined, len(items), SEED_BYTES)
+        for owner, share in zip(items, shares, strict=True):
             self._opened[owner][message.sender] = share
 
     # --- what each stage answers ----------------------------------------------------------------

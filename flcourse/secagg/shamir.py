@@ -121,7 +121,9 @@ def split_many(
         raise ValueError("the secrets must have equal length, at least one byte each")
     constant = np.stack([_limbs(secret) for secret in secrets])
     rest = random_elements((threshold - 1) * constant.size, random_bytes)
-    coefficients = np.concatenate([constant.reshape(1, -1), rest.reshape(threshold - 1, -1)])
+    coefficients = np.concatenate(
+        [constant.reshape(1, -1), rest.reshape(threshold - 1, constant.size)]
+    )
     shares = product(powers(points, threshold), coefficients.astype(np.float64))
     return shares.reshape(len(points), *constant.shape)
 
@@ -170,7 +172,10 @@ def random_elements(count: int, random_bytes: RandomBytes = os.urandom) -> Eleme
 
 
 def share_bytes(values: Elements) -> bytes:
-    """The values of shares ``[...]`` at 17 bits each: 34 bytes for a secret of 32."""
+    """The values of shares ``[...]`` at 17 bits each: 34 bytes for a secret of 32.
+
+    Shares of secrets of a multiple of 16 bytes end on a whole byte, so they can be cut apart.
+    """
     return pack(values.reshape(-1).astype("<u4"), SHARE_BITS)
 
 
@@ -179,12 +184,15 @@ def share_size(length: int) -> int:
     return packed_size(_num_limbs(length), SHARE_BITS)
 
 
-def parse_share(data: bytes, length: int) -> Elements:
-    """The inverse of ``share_bytes`` for one secret. Raises ``ProtocolError`` for anything else."""
-    values = unpack(data, SHARE_BITS, _num_limbs(length)).astype(np.int64)
+def parse_shares(data: bytes, count: int, length: int) -> Elements:
+    """The inverse of ``share_bytes`` for ``count`` secrets of ``length`` bytes: ``[m, limbs]``.
+
+    Raises ``ProtocolError`` for another length, or a value beyond 65536.
+    """
+    values = unpack(data, SHARE_BITS, count * _num_limbs(length)).astype(np.int64)
     if (values >= PRIME).any():
         raise ProtocolError(f"a share holds {int(values.max())}, beyond {PRIME - 1}")
-    return values
+    return values.reshape(count, _num_limbs(length))
 
 
 # --- the same, plainly ------------------------------------------------------------------------
