@@ -60,7 +60,8 @@ def two_worlds(
     text = (
         f"Left: the attacker's score for many releases without (grey) and with (blue) client 3, "
         f"at z = {z:g}. Right: what the best test misses at each rate of false alarms; a blind "
-        f"guess is on the straight line. The best guess is right in {right_now:.1%} of even cases. "
+        f"guess is on the straight line, and no test gets into the shaded area. The best guess is "
+        f"right in {right_now:.1%} of even cases. "
         f"The dashed line is the promise ε = {epsilon:.3g}, δ = {power(delta)} alone."
     )
     dots = "" if scores is None else "Bars and dots: measured releases."
