@@ -40,8 +40,7 @@ _MOST = 2**16  # of a standard deviation: a longer table takes seconds and memor
 class DiscreteGaussian:
     """``P(x) ∝ exp(−x² / 2σ²)`` on the whole numbers.
 
-    ``σ`` is taken as the exact rational that the float is. Its variance is at most ``σ²``, and
-    equal to it but for ``4π²σ² / (e^{4π²σ²} − 1)`` of it.
+    ``σ`` is taken as the exact rational that the float is. Its variance is at most ``σ²``.
     Source: Canonne, Kamath & Steinke 2020, "The Discrete Gaussian for Differential Privacy",
     definition 1. Chapter 14. Raises ``ValueError`` unless ``0.05 ≤ σ ≤ 2^16``.
     """
@@ -188,7 +187,7 @@ def _boundaries(law: tuple[str, float], bits: int) -> tuple[int, list[int], int]
 
 @lru_cache(maxsize=16)
 def _table(law: tuple[str, float]) -> tuple[int, NDArray[np.uint64], NDArray[np.uint64]]:
-    """Below ``low[i]`` 64 bits surely mean a value up to ``first + i``; from ``high[i]`` on, more."""
+    """Below ``low[i]``, 64 bits surely mean a value up to ``first + i``; from ``high[i]``, more."""
     first, bounds, slack = _boundaries(law, 2 * _WORD)
     low = [max(bound - slack, 0) >> _WORD for bound in bounds]
     high = [((bound + slack) >> _WORD) + 1 for bound in bounds]
@@ -202,9 +201,10 @@ def _drawn(law: tuple[str, float], count: int, random_bytes: RandomBytes) -> Int
     uniform = np.frombuffer(random_bytes(8 * count), "<u8")
     # The value is the number of boundaries that U has surely passed, if it is near no other.
     places = np.searchsorted(high, uniform, side="right")
-    unsure = np.flatnonzero(places != np.searchsorted(low, uniform, side="right"))
+    unsure = places != np.searchsorted(low, uniform, side="right")
+    unsure |= uniform == 2**_WORD - 1  # the last boundaries do not fit into 64 bits
     values = first + places.astype(np.int64)
-    for i in unsure:
+    for i in np.flatnonzero(unsure):
         values[i] = _refined(law, int(uniform[i]), random_bytes)
     return values
 
