@@ -41,7 +41,7 @@ def test_the_share_that_is_found_is_counted_from_the_scores() -> None:
 def test_captions_carry_the_numbers_and_the_reasons() -> None:
     assert "zCDP: needs q = 1" in FIGURES["accountants"]().caption
     assert "Too little in 1 of 2 cells" in FIGURES["grid"]().caption
-    assert "clip missing: 3.00–3.00" in FIGURES["audits"]().caption
+    assert "as written 0.50–0.70, clip missing 3.00." in FIGURES["audits"]().caption
     assert "lie: 1 → 2" in FIGURES["claimed"]().caption
 
 

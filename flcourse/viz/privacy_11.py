@@ -140,8 +140,8 @@ def epsilon_over_steps(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(_PLAIN)
     label_ends(axes, ends)
-    said = ", ".join(f"{name} {_number(values[-1])}" for name, values in curves.values())
-    text = f"ε after {steps[-1]:,} steps: {said}."
+    said = "; ".join(f"{name}: {_number(values[-1])}" for name, values in curves.values())
+    text = f"After {steps[-1]:,} steps ε is, by {said}."
     alt = f"ε against the number of steps, one line for each of {len(curves)} ways to account."
     return Figure(canvas, alt=alt, caption=join(text, caption))
 
@@ -236,6 +236,11 @@ def _short(value: float) -> str:
     return f"{value / 10**exponent:.0f}e{exponent}"
 
 
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low}–{high}"
+
+
 @house_style
 def audits(
     panels: Mapping[str, tuple[float, float, Mapping[str, Sequence[float]]]], *, caption: str = ""
@@ -257,11 +262,11 @@ def audits(
         above = {"transform": axes.get_xaxis_transform(), "va": "bottom", "size": 11}
         axes.text(claimed, 1.0, f"claimed {claimed:.2f}", ha="left", **above)
         axes.text(most, 1.0, f"trials end at {most:.1f}", ha="right", **above)
-        for row, (name, values) in enumerate(bounds.items()):
+        for row, values in enumerate(bounds.values()):
             for value in values:
                 colour = COLOURS["attacker" if value > claimed else "defence"]
                 axes.plot(value, row, "o", color=colour, ms=8, alpha=0.7, clip_on=False)
-            told.append(f"{title}, {name}: {min(values):.2f}–{max(values):.2f}")
+        told.append(f"{title}: " + ", ".join(f"{name} {_span(v)}" for name, v in bounds.items()))
         axes.set_yticks(range(len(bounds)), list(bounds))
         axes.set(ylim=(len(bounds) - 0.5, -0.5), xlim=(-0.02 * most, 1.04 * most))
         axes.set_title(title, pad=22)
@@ -269,5 +274,5 @@ def audits(
         axes.tick_params(axis="y", length=0)
     grid[-1, 0].set_xlabel("lower bound on ε that the audit shows")
     alt = "For an honest mechanism and three mistakes the ε that audits show, beside the claim."
-    text = f"One dot a seed; vermilion refutes the claim. {'; '.join(told)}."
+    text = f"One dot a seed; vermilion refutes the claim. {'. '.join(told)}."
     return Figure(canvas, alt=alt, caption=join(text, caption))
