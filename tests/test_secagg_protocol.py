@@ -15,7 +15,15 @@ from scipy import stats
 from flcourse.data import load_dataset, partition
 from flcourse.fedavg import mean, train
 from flcourse.models import MLP
-from flcourse.secagg import STAGES, AbortError, Setup, as_aggregate, run_round, secure_sum
+from flcourse.secagg import (
+    STAGES,
+    AbortError,
+    Setup,
+    as_aggregate,
+    run_round,
+    secure_sum,
+    upload_bytes,
+)
 from flcourse.secagg.field import word_type
 from tests.secagg_round import Round
 
@@ -211,3 +219,20 @@ def test_training_with_it_ends_where_the_mean_ends():
         train(model, clients, test, rounds=2, lr=0.05, aggregate=aggregate)
         models.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*models, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"neighbours": 4}, {"bits": 20}, {"bits": 9, "neighbours": 6}]
+)
+def test_upload_is_what_the_message_sizes_say(options):
+    result = secure_sum(X, clip=1.0, **options)
+    expected = upload_bytes(8, 20, **options)
+    assert set(result.bytes.up.tolist()) == {sum(expected.values())}
+    for sent in result.transcript:
+        assert sent.receiver != -1 or sent.size == expected[sent.stage]
+
+
+def test_upload_at_the_papers_setting():
+    """2^10 clients, 2^20 entries of 16 bits, so sums of 26: Bonawitz et al. 2017 state 1.73."""
+    sent = sum(upload_bytes(2**10, 2**20, bits=26).values())
+    assert sent / (2**20 * 2) <= 1.73

@@ -7,6 +7,7 @@ Chapters 13 and 14.
 """
 
 from flcourse.secagg.client import Client
+from flcourse.secagg.cost import upload_bytes
 from flcourse.secagg.errors import AbortError, ProtocolError
 from flcourse.secagg.field import FixedPoint, bits_needed, pack, unpack
 from flcourse.secagg.graph import Degree, choose_neighbours, neighbour_sets
@@ -45,4 +46,5 @@ __all__ = [
     "split",
     "split_plain",
     "unpack",
+    "upload_bytes",
 ]

@@ -27,6 +27,7 @@ ROUND_BYTES, SIGNATURE_BYTES, DIGEST_BYTES = 16, 64, 32
 _HEADER = struct.Struct("<BB16sI")
 _ITEM = struct.Struct("<IH")
 _COUNT = struct.Struct("<I")
+HEADER_BYTES = _HEADER.size
 
 
 class Kind(IntEnum):
@@ -174,6 +175,11 @@ def read_items(body: bytes, num_clients: int, length: int | None = None) -> dict
     if at != len(body):
         raise ProtocolError(f"{len(body) - at} bytes stand behind the list")
     return items
+
+
+def items_size(count: int, length: int) -> int:
+    """Bytes of a list of ``count`` contents of ``length`` bytes."""
+    return _COUNT.size + count * (_ITEM.size + length)
 
 
 def write_survivors(alive: Collection[int], dropped: Collection[int], num_clients: int) -> bytes:
