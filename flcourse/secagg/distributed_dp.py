@@ -6,7 +6,8 @@
 
 A server that adds the noise itself must be trusted with the exact sum; a client that makes its own
 message private (chapter 10) needs √n times as much. Masks hide the messages, so nobody is trusted
-and shares of ``1/n`` of the variance are enough. Masks live on whole numbers, so the noise does too. Chapter 14.
+and shares of ``1/n`` of the variance are enough. Masks live on whole numbers, so the noise does
+too. Chapter 14.
 """
 
 from __future__ import annotations
