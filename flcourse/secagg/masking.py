@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from flcourse.secagg.errors import ProtocolError
@@ -23,7 +24,8 @@ from flcourse.secagg.field import Words
 
 SEED_BYTES = 32
 KEY_BYTES = 32
-BLOCK_BYTES = 2**18
+BLOCK_BYTES = 2**17  # three of them (sum, zeros, stream) fit into a core's own cache
+_STREAMS_AT_ONCE = 64
 _SPARE = 16  # update_into wants room for a block of the cipher beyond the text
 _PROBE = X25519PrivateKey.from_private_bytes(bytes(range(32)))  # secret from nobody: see below
 
@@ -97,11 +99,17 @@ def add_masks(total: Words, seeds: Iterable[tuple[bytes, int]]) -> None:
     words = np.frombuffer(stream, total.dtype, size // total.itemsize)
     length = max(len(words), 1)
     blocks = [total[start : start + length] for start in range(0, len(total), length)]
-    for seed, sign in seeds:
-        if len(seed) != SEED_BYTES or sign not in (1, -1):
-            raise ValueError(f"a mask needs {SEED_BYTES} bytes and a sign of ±1, got {len(seed)}")
-        cipher = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-        combine = np.add if sign == 1 else np.subtract
-        for block in blocks:
-            cipher.update_into(zeros[: block.nbytes], stream)
-            combine(block, words[: len(block)], out=block)
+    waiting = iter(seeds)
+    while streams := [_opened(seed, sign) for seed, sign in islice(waiting, _STREAMS_AT_ONCE)]:
+        for block in blocks:  # a block of the sum stays in the cache while all streams pass
+            source, part = zeros[: block.nbytes], words[: len(block)]
+            for cipher, combine in streams:
+                cipher.update_into(source, stream)
+                combine(block, part, out=block)
+
+
+def _opened(seed: bytes, sign: int) -> tuple[CipherContext, np.ufunc]:
+    if len(seed) != SEED_BYTES or sign not in (1, -1):
+        raise ValueError(f"a mask needs {SEED_BYTES} bytes and a sign of ±1, got {len(seed)}")
+    cipher = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
+    return cipher, np.add if sign == 1 else np.subtract

@@ -53,7 +53,7 @@ class Traffic:
 
 @dataclass
 class Seconds:
-    """Seconds of each stage: ``client`` ``[5, n]``, ``server`` ``[5]``, the last with unmasking."""
+    """CPU seconds of each stage: ``client`` ``[5, n]``, ``server`` ``[5]``, which ends unmasked."""
 
     client: NDArray[np.float64]
     server: NDArray[np.float64]
@@ -177,25 +177,25 @@ def _drive(clients: list[Client], server: Server, gone: Mapping[int, str], keep:
         for index, message in inbox.items():
             if STAGES.index(gone.get(index, STAGES[-1])) <= number and index in gone:
                 continue
-            start = time.perf_counter()
+            start = time.process_time()
             answer = _answer(clients[index], stage, message)
-            middle = time.perf_counter()
+            middle = time.process_time()
             seconds.client[number, index] = middle - start
             if answer is None:
                 continue
             server.receive(answer)
-            seconds.server[number] += time.perf_counter() - middle
+            seconds.server[number] += time.process_time() - middle
             traffic.up[index] += len(answer)
             sent.append(Sent(stage, index, -1, len(answer), answer if keep else None))
-        start = time.perf_counter()
+        start = time.process_time()
         inbox = server.advance()
-        seconds.server[number] += time.perf_counter() - start
+        seconds.server[number] += time.process_time() - start
         for index, message in inbox.items():
             traffic.down[index] += len(message)
             sent.append(Sent(stage, -1, index, len(message), message if keep else None))
-    start = time.perf_counter()
+    start = time.process_time()
     total = server.total()
-    seconds.server[-1] += time.perf_counter() - start
+    seconds.server[-1] += time.process_time() - start
     return Run(total, server.survivors, traffic, seconds, sent)
 
 
