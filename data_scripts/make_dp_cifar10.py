@@ -151,6 +151,13 @@ def prepare(split: Split, count: int | None = None) -> tuple[Tensor, ...]:
     return tuple(out)
 
 
+def probe(split: Split) -> dict[str, float]:
+    """Two cells that take seconds: both models on a few pictures."""
+    norm = cnn_run(split, 0.0, CLIP_NORM, seed=0, rounds=1)[0]["norm"]
+    data = prepare(split, 1_500)
+    return {"norm": norm, "linear": linear_run(data, math.inf, seed=0, steps=30)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", help="the folder that holds CIFAR-10 (default: FLCOURSE_DATA)")
@@ -177,6 +184,7 @@ def main() -> None:
         results["cnn"][name] = [cnn_run(split, z, clip_norm, seed) for seed in seeds]
         last = [run[-1]["accuracy"] for run in results["cnn"][name]]
         print("cnn", name, last, flush=True)
+    results["probe"] = probe(split)
     results["true"] = {f"{k}": epsilon(z, ROUNDS, DELTA) for k, z in PUBLISHED.items()}
     config = {"seeds": SEEDS, "rounds": ROUNDS, "clients": NUM_CLIENTS, "per_client": PER_CLIENT,
               "clip_norm": CLIP_NORM, "delta": DELTA, "rate": RATE, "steps": STEPS,

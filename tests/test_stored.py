@@ -134,7 +134,39 @@ def audited_training():
     assert list(made) == list(maker.VARIANTS)
 
 
+def dp_federation():
+    made, maker = stored("dp_federation"), script("dp_federation")
+    again = maker.cell(1_000, 8, seed=0, rounds=1)[0]
+    assert again == pytest.approx(made["N=1000 eps=8"]["first"], abs=0.02)
+    z = maker.multiplier(100, 3)
+    assert z == pytest.approx(made["N=100 eps=3"]["z"], rel=0.01)
+    assert len(made) == 4 * len(maker.TRAINED) + 3 * len(maker.SCALED)
+
+
+def dp_tradeoff():
+    made, maker = stored("dp_tradeoff"), script("dp_tradeoff")
+    for z, adapts in ((0.01, True), (0.003, False), (1.0, True)):
+        psnr, _, _ = maker.attacked(*maker.RUNS[0], z, adapts)
+        kept = made["attack"][f"{z:g}"]["adapts" if adapts else "plain"][0]
+        assert psnr == pytest.approx(kept, abs=2), (z, adapts)
+    read = sum(maker.label_read(4, seed, 0.3) for seed in maker.LABEL_SEEDS)
+    assert read == pytest.approx(made["attack"]["0.3"]["labels"][4], abs=1)
+
+
+def dp_cifar10():
+    if not (SHARED / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"CIFAR-10 is not in {SHARED}: set FLCOURSE_SHARED_DATA to its folder")
+    made, maker = stored("dp_cifar10"), script("dp_cifar10")
+    again = maker.probe(load_dataset("cifar10", root=SHARED))
+    assert again["norm"] == pytest.approx(made["probe"]["norm"], rel=0.1)
+    assert again["linear"] == pytest.approx(made["probe"]["linear"], abs=0.03)
+    assert made["probe"]["linear"] > 0.2  # of 1,500 pictures; guessing has 0.1
+
+
 RECOMPUTE = {
+    "dp_federation": dp_federation,
+    "dp_tradeoff": dp_tradeoff,
+    "dp_cifar10": dp_cifar10,
     "audited_training": audited_training,
     "leakage_table": leakage_table,
     "attack_lab": attack_lab,

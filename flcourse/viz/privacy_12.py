@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from flcourse.viz.base import (
     COLOURS,
@@ -20,7 +20,7 @@ from flcourse.viz.base import (
     Figure,
     house_style,
     join,
-    label_ends,
+    label_starts,
     new_figure,
     to_array,
 )
@@ -28,41 +28,40 @@ from flcourse.viz.base import (
 
 @house_style
 def cost_by_clients(
-    accuracy: Mapping[str, Mapping[int, Any]], *, trained: int, chance: float, caption: str = ""
+    lost: Mapping[str, Mapping[int, Any]], *, trained: int, caption: str = ""
 ) -> Figure:
-    """Test accuracy against the number of clients, one line a privacy level.
+    """Points of accuracy lost to noise against the number of clients, one line a privacy level.
 
-    ``accuracy[name][N]`` in [0, 1], one value a seed; the first name is drawn in grey, as what the
-    others are measured against. Above ``trained`` clients points are hollow: noise scaled exactly,
-    training not. ``chance`` is the accuracy of guessing.
+    ``lost[name][N]`` in points, one value a seed. Above ``trained`` clients points are hollow: the
+    noise is scaled exactly, the training is that of ``trained`` clients.
     """
     canvas, axes = new_figure(PAGE_WIDTH, 3.9)
     axes.set_xscale("log")
-    colours = [COLOURS["server"], *SERIES[:4]]
-    ends, said = [], []
-    for (name, table), colour in zip(accuracy.items(), colours, strict=False):
+    starts, said = [], []
+    for (name, table), colour in zip(lost.items(), SERIES, strict=False):
         x = np.array(list(table))
-        runs = [100 * to_array(values).astype(float) for values in table.values()]
+        runs = [to_array(values).astype(float) for values in table.values()]
         middle = np.array([values.mean() for values in runs])
-        real = x <= trained
-        axes.plot(x[real], middle[real], color=colour)
+        axes.plot(x[x <= trained], middle[x <= trained], color=colour)
         axes.plot(x[x >= trained], middle[x >= trained], color=colour, ls=(0, (3, 2)), lw=1.8)
         for place, values in zip(x, runs, strict=True):
             face = colour if place <= trained else "white"
             axes.plot([place] * len(values), values, "o", mec=colour, mfc=face, ms=6)
-        ends.append((float(x[-1]), float(middle[-1]), name, colour))
-        points = ", ".join(f"{m:.0f} % at {n:,}" for n, m in zip(x, middle, strict=True))
+        starts.append((float(x[0]), float(middle[0]), name, colour))
+        points = ", ".join(f"{m:.1f} at {n:,}" for n, m in zip(x, middle, strict=True))
         said.append(f"{name}: {points}")
-    axes.axhline(100 * chance, color=INK, lw=1.2, ls=(0, (1, 2)))
-    axes.text(1, 100 * chance + 1.5, "guessing", ha="right", transform=axes.get_yaxis_transform())
-    axes.set(xlabel="clients", ylabel="accuracy (%)", ylim=(0, 100))
+    axes.set(xlabel="clients", ylabel="accuracy lost (points)", xlim=(1.8, 1.5 * x[-1]))
+    axes.set_ylim(-3, None)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks([10**k for k in range(1, 7) if 10**k <= x[-1]])
     canvas.draw_without_rendering()
-    label_ends(axes, ends)
+    label_starts(axes, starts)
     text = (
-        f"Test accuracy by number of clients. {'; '.join(said)}. One dot a seed; hollow: noise of "
-        f"that many clients, updates of {trained:,}."
+        f"Points of test accuracy lost to noise, by number of clients. {'; '.join(said)}. One dot "
+        f"a seed; hollow: the noise of that many clients, the updates of {trained:,}."
     )
-    alt = f"Accuracy rises with the number of clients for {', '.join(accuracy)}."
+    alt = f"The accuracy lost falls to nothing with the number of clients for {', '.join(lost)}."
     return Figure(canvas, alt=alt, caption=join(text, caption))
 
 
@@ -95,7 +94,8 @@ def price_of_noise(
     top.set(ylabel="accuracy (%)", ylim=(0, 100))
     _lines(middle, pictures, dict(zip(pictures, (attacker, COLOURS["warning"]), strict=False)), 1)
     middle.axhline(floor, color=grey, lw=1.6, ls=(0, (4, 3)))
-    middle.text(0.002, floor, "floor", transform=middle.get_yaxis_transform(), va="bottom")
+    right = {"transform": middle.get_yaxis_transform(), "va": "bottom", "ha": "right"}
+    middle.text(1, floor, "floor", **right)
     middle.set(ylabel="PSNR (dB)", ylim=(0, None))
     _lines(bottom, {"": labels}, {"": attacker}, 100)
     bottom.set(ylabel="labels read (%)", ylim=(-4, 104))
@@ -122,6 +122,15 @@ def price_of_noise(
 def _lines(
     axes: Axes, series: Mapping[str, Mapping[float, Any]], colours: Mapping[str, str], scale: float
 ) -> None:
+    """Means as lines, least to most as bands, names at places where the lines are apart."""
+    first, *others = series
+    places: dict[str, tuple[int, tuple[float, float], str]] = {
+        "server": (-1, (0, 7), "right"),
+        "local": (-2, (-8, -3), "right"),
+    }
+    if first not in places and others:
+        places |= {first: (1, (8, 6), "left"), others[0]: (1, (4, -9), "left")}
+    shown = {"server": "the server adds noise", "local": "each client adds noise"}
     for name, table in series.items():
         x = np.array(list(table))
         runs = [scale * to_array(values).astype(float) for values in table.values()]
@@ -130,16 +139,16 @@ def _lines(
         colour = colours[name]
         axes.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         axes.plot(x, centre, "o-", color=colour, ms=5)
-        if name:
-            above = name in ("server", *list(series)[:1])
+        if name in places:
+            index, offset, side = places[name]
             axes.annotate(
-                name, (x[-1], centre[-1]), xytext=(0, 8 if above else 10), ha="right",
-                textcoords="offset points", bbox={"fc": "white", "ec": "none", "pad": 0.6},
+                shown.get(name, name), (x[index], centre[index]), xytext=offset, ha=side,
+                textcoords="offset points", va="bottom" if offset[1] > 0 else "top",
             )  # fmt: skip
 
 
 def _epsilon_ticks(axes: Axes, epsilons: Mapping[str, Mapping[float, float]]) -> None:
-    """Under each tick its z and what ε that means, one row a reading, named at the left."""
+    """Under each tick its z and the ε that it means, one row a reading."""
     ticks = sorted(next(iter(epsilons.values())))
     rows = [
         [f"{z:g}", *(_short(table[z]) if z in table else "" for table in epsilons.values())]
@@ -148,18 +157,15 @@ def _epsilon_ticks(axes: Axes, epsilons: Mapping[str, Mapping[float, float]]) ->
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels(["\n".join(row) for row in rows])
-    names = "\n".join(["z", *(f"ε, {name}" for name in epsilons)])
-    axes.annotate(
-        names, (0, 0), xytext=(-14, -6.5), xycoords="axes fraction", textcoords="offset points",
-        ha="right", va="top", size=11.5,
-    )  # fmt: skip
+    lines = ["z", *(f"ε of {name}" for name in epsilons)]
+    axes.set_xlabel("rows from the top: " + ", ".join(lines))
 
 
 def _short(epsilon: float) -> str:
     if epsilon < 1000:
         return f"{epsilon:.2g}" if epsilon < 10 else f"{epsilon:.0f}"
     power = int(np.log10(epsilon))
-    return f"$10^{power}$"
+    return rf"${epsilon / 10**power:.0f} \cdot 10^{power}$"
 
 
 @house_style
