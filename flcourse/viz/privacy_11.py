@@ -163,7 +163,7 @@ def epsilon_by_accountant(
     said = []
     for row, (method, (name, value)) in enumerate(answers.items()):
         if isinstance(value, str):
-            left = not isinstance(best, float) or best > 3  # away from the dashed line
+            left = not isinstance(best, float) or best > 1  # away from the dashed line
             place = {"x": 1.3 * low, "ha": "left"} if left else {"x": high / 1.3, "ha": "right"}
             look = {"va": "center", "size": 11, "color": "#4B5563", "bbox": _PAPER}
             axes.text(y=row, s=value, **place, **look)
