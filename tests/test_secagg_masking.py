@@ -221,7 +221,8 @@ def test_no_smaller_choice_would_do():
     choice = choose_neighbours(n, dropout_rate=0.1, corrupt_rate=0.05)
 
     def good(k: int, t: int) -> bool:
-        leak = n * stats.hypergeom(n - 1, bad, k).sf(t - 1)
+        both = [x for x in range(bad + 1) if 2 * t <= k + 1 + x]  # two groups of t with x in each
+        leak = n * stats.hypergeom(n - 1, bad, k).pmf(both).sum()
         fail = n * stats.hypergeom(n - 1, n - drop, k).cdf(t - 1)
         cut = n * 0.15 ** (k // 2)
         return leak + cut <= 2.0**-39 and fail <= 2.0**-20

@@ -152,6 +152,7 @@ class Client:
                     continue
                 kind = SELF if owner in self._alive else PAIR
                 opened[owner] = bytes([kind]) + plain[kind * SHARE_BYTES :][:SHARE_BYTES]
+            self._forget()
             return self._send(Kind.UNMASK, wire.write_items(opened))
 
     # --- pieces -------------------------------------------------------------------------------
@@ -176,6 +177,9 @@ class Client:
 
     def _abort(self) -> None:
         self._aborted = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._received, self._agreed, self._own_shares, self._secret = {}, {}, b"", b""
         self._words = self._words[:0]
 

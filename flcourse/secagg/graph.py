@@ -74,12 +74,12 @@ def choose_neighbours(
     """The smallest even ``k`` and its ``t`` that fail with chance below ``2^−σ`` and ``2^−η``.
 
     ``X`` of a client's ``k`` neighbours are corrupt and ``Y`` stay, both hypergeometric. Security:
-    ``n·P(X ≥ t) + n·(γ + δ)^(k/2) ≤ 2^−σ``: nobody's shares are in corrupt hands, and no ``k/2``
-    successive clients of the ring are all corrupt or gone, which would cut it. Correctness:
-    ``n·P(Y < t) ≤ 2^−η``. Above half the holders, ``t`` also forbids two lists of survivors.
+    ``n·P(X ≥ 2t − k − 1) ≤ 2^−σ/2``: corrupt holders cannot make up ``t`` with each of two groups
+    of honest ones that were told different lists (nor hold ``t`` shares themselves); and
+    ``n·(γ + δ)^(k/2) ≤ 2^−σ/2``: no ``k/2`` successive clients of the ring are all corrupt or gone
+    (it takes two such runs to cut it). Correctness: ``n·P(Y < t) ≤ 2^−η``.
 
-    Source: Bell et al. 2020, section 3.2 and Theorem 3.10 (there with bounds instead of tails; the
-    cut is of two arcs, so its chance is at most the square root of what stands here). Chapter 13.
+    Source: Bell et al. 2020, section 3.2 (there with bounds instead of exact tails). Chapter 13.
     Raises ``ValueError`` for rates outside [0, 1) or that sum to 1 or more. Where no sparse graph
     will do, the answer is the complete one with the default threshold.
     """
@@ -96,7 +96,7 @@ def choose_neighbours(
             continue
         others = num_clients - 1
         for threshold in range((k + 1) // 2 + 1, k + 1):
-            leak = hypergeom.logsf(threshold - 1, others, min(corrupt, others), k)
+            leak = hypergeom.logsf(2 * threshold - k - 2, others, min(corrupt, others), k)
             fail = hypergeom.logcdf(threshold - 1, others, min(staying, others), k)
             safe = leak + math.log(num_clients) <= -(security_bits + 1) * math.log(2)
             if safe and fail + math.log(num_clients) <= -correctness_bits * math.log(2):

@@ -259,6 +259,7 @@ def as_aggregate(
             )
         values = rows.detach().cpu()
         _check_range(values, clip)
+        # Checked above; what is cut is float32's rounding of clip, as in FixedPoint.limit.
         parts = (weights.detach().cpu().double() / max_weight)[:, None]
         ends = torch.full((len(values), 1), float(clip), dtype=torch.float64)
         weighted = parts * torch.cat([values.double().clamp(-clip, clip), ends], dim=1)

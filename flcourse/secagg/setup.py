@@ -26,7 +26,8 @@ class Setup:
         bits: ``k``, log2 of the modulus.
         neighbours: how many clients each client shares masks with; None for all others.
         threshold: ``t``, how many of the holders (neighbours and the client itself) open a secret;
-            None for ``⌊2h/3⌋ + 1``.
+            None for ``⌊2h/3⌋ + 1``. A server in league with ``c`` of the holders can tell two
+            groups of ``t`` different lists unless ``2t > h + c``: the default stands ``c < h/3``.
         round_id: 16 fresh bytes: a message of any other round is refused.
 
     Raises ``ValueError`` for fewer than two clients, a threshold of at most half the holders (two
