@@ -181,9 +181,9 @@ def main() -> None:
     runs = {"FedAvg": (0.0, 1e6, SEEDS), "clipped": (0.0, CLIP_NORM, SEEDS[:1])}
     runs |= {f"{claimed}": (z, CLIP_NORM, SEEDS[:1]) for claimed, z in PUBLISHED.items()}
     for name, (z, clip_norm, seeds) in runs.items():
-        results["cnn"][name] = [cnn_run(split, z, clip_norm, seed) for seed in seeds]
-        last = [run[-1]["accuracy"] for run in results["cnn"][name]]
-        print("cnn", name, last, flush=True)
+        ends = [cnn_run(split, z, clip_norm, seed)[-1]["accuracy"] for seed in seeds]
+        results["cnn"][name] = ends
+        print("cnn", name, ends, flush=True)
     results["probe"] = probe(split)
     results["true"] = {f"{k}": epsilon(z, ROUNDS, DELTA) for k, z in PUBLISHED.items()}
     config = {"seeds": SEEDS, "rounds": ROUNDS, "clients": NUM_CLIENTS, "per_client": PER_CLIENT,

@@ -5,7 +5,7 @@ Chapter 12.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,21 +170,26 @@ def _short(epsilon: float) -> str:
 
 @house_style
 def accuracy_bars(
-    groups: Mapping[str, Mapping[str, Sequence[float]]], *, chance: float, caption: str = ""
+    groups: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    chance: float,
+    bare: Collection[str] = ("FedAvg", "clipped only"),
+    caption: str = "",
 ) -> Figure:
     """Accuracies as bars, ``groups[heading][name]`` with one value in [0, 1] a seed.
 
-    In each group the first bar is without privacy (grey), the others with it (green).
+    Names in ``bare`` promise nothing and are grey, the others green.
     """
     rows = sum(len(group) + 1 for group in groups.values())
     canvas, axes = new_figure(PAGE_WIDTH, 0.9 + 0.34 * rows)
     place, ticks, said = 0.0, [], []
     for heading, group in groups.items():
-        axes.text(0, place, heading, weight="bold", va="center")
-        for rank, (name, values) in enumerate(group.items()):
+        paper = {"fc": "white", "ec": "none", "pad": 1.5}
+        axes.text(1, place, heading, weight="bold", va="center", bbox=paper)
+        for name, values in group.items():
             place += 1
             mean = float(np.mean(values))
-            colour = COLOURS["defence"] if rank else COLOURS["server"]
+            colour = COLOURS["server" if name in bare else "defence"]
             axes.barh(place, 100 * mean, height=0.68, color=colour)
             axes.plot(100 * np.array(values), [place] * len(values), "|", color=INK, ms=9)
             axes.text(100 * max(values) + 1, place, f"{100 * mean:.0f} %", va="center")
