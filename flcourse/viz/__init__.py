@@ -40,6 +40,13 @@ from flcourse.viz.privacy_11 import (
     scores_by_rounds,
 )
 from flcourse.viz.privacy_12 import accuracy_bars, cost_by_clients, price_of_noise
+from flcourse.viz.secagg_13 import (
+    bytes_over_plain,
+    masked_sum,
+    message_sequence,
+    normal_masks,
+    word_histograms,
+)
 
 __all__ = [
     "COLOURS",
@@ -53,6 +60,7 @@ __all__ = [
     "attack_table",
     "attackers_by_defence",
     "audits",
+    "bytes_over_plain",
     "claimed_and_true",
     "claimed_over_true",
     "classic_against_exact",
@@ -73,8 +81,11 @@ __all__ = [
     "layer_protocol",
     "learning_curves",
     "loss_and_psnr",
+    "masked_sum",
+    "message_sequence",
     "new_figure",
     "noise_by_accountant",
+    "normal_masks",
     "partition_bars",
     "picture_grid",
     "price_of_noise",
@@ -88,4 +99,5 @@ __all__ = [
     "success_over_seeds",
     "sweep",
     "two_worlds",
+    "word_histograms",
 ]
