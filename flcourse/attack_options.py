@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flcourse.runs import (
+    ENCRYPTION,
     MOMENTUM,
     NOT_NEGATIVE,
     POSITIVE,
@@ -30,7 +31,7 @@ SIGNALS, MODES = ("gradient", "step", "update"), ("per-client", "aggregated", "b
 METHODS = ("auto", "peel", "match", "divide", "exact", "features")
 DEFENCES = ("clip-to-1", "noise-1e-3", "noise-1e-2", "noise-3e-2", "noise-1e-1", "keep-10",
             "keep-1", "8-bits", "4-bits", "sign")  # fmt: skip
-PLAIN = ("none", "clip", "dp", "prune", "quantise", "sign")  # as in `train`
+PLAIN = ("none", "clip", "dp", "he", "prune", "quantise", "sign")  # as in `train`
 PRESETS = ("zhu2019", "zhao2020", "geiping2020")
 LABELS = ("inferred", "known", "optimise")
 YES_NO = ("yes", "no")
@@ -111,9 +112,10 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "a defence (each client's, in the observed round)": (
         Option("defence", name_in((*PLAIN[:-1], *DEFENCES)), "none", "NAME",
-               f"{', '.join(PLAIN)} (dp: clipped and noisy before it is sent), or ready-made: "
-               f"{', '.join(DEFENCES[:-1])}", also="defense"),
+               f"{', '.join(PLAIN)} (dp: clipped and noisy before it is sent; he: encrypted), "
+               f"or ready-made: {', '.join(DEFENCES[:-1])}", also="defense"),
         *PRIVACY,
+        *ENCRYPTION,
         Option("clip", POSITIVE, None, "C", "or step by step: scale to length C at most;"),
         Option("noise", POSITIVE, None, "STD", "add noise of this deviation to each value;"),
         Option("prune", SHARE, None, "KEEP",

@@ -59,6 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "  python -m flcourse attack --clients 4 --mode both --model mlp\n"
         "  python -m flcourse attack --model simple-cnn --defence noise-1e-3\n"
         "  python -m flcourse attack --defence dp --epsilon 4 --method match\n"
+        "  python -m flcourse attack --defence he --key-bits 2048 --precision 16\n"
         "  python -m flcourse attack --preset zhu2019 --seed 2 --out runs/dlg\n"
         "  python -m flcourse attack --repeat runs/dlg --method peel --out runs/again\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -160,6 +161,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     steps: dict[str, dict[str, Any]] = {
         "clip": {"clip": clip_norm},
         "dp": {"clip": clip_norm, "noise": clip_norm and z and clip_norm * z},
+        "he": {"clip": clip_norm},
         "prune": {"prune": settings["prune"] or KEEP},
         "quantise": {"quantise": settings["quantise"] or BITS},
     }
@@ -170,7 +172,7 @@ def _attack_all(folder: Path, settings: dict[str, Any], scene: Scene, *, quiet: 
     """Attack every message, then write: an attack that refuses leaves no folder behind."""
     from flcourse.attacks import report
     from flcourse.attacks.scene import save_model
-    from flcourse.private_runs import sentence
+    from flcourse.private_runs import encryption, sentence
 
     known = {target.name: _known(target, settings) for target in scene.targets}
     found = [attack(scene.model, t.leak, settings, known[t.name]) for t in scene.targets]
@@ -192,6 +194,8 @@ def _attack_all(folder: Path, settings: dict[str, Any], scene: Scene, *, quiet: 
     if not quiet:
         if settings["defence"] == "dp":
             print(sentence(settings, "client", "whoever sees its message, this once"))
+        if settings["defence"] == "he":
+            print(encryption(settings))
         print(f"written: {folder}")
 
 

@@ -36,7 +36,7 @@ DEFAULT_MODELS = {
     "lfw": "light-cnn",
     "celeba": "light-cnn",
 }
-DEFENCES = ("none", "clip", "dp", "prune", "quantise", "sign")
+DEFENCES = ("none", "clip", "dp", "he", "prune", "quantise", "sign")
 # An option that only some partitions read: given with another one, it would silently do nothing.
 USED_BY = {"alpha": ("dirichlet", "quantity"), "shards_per_client": ("shards",)}
 RUN, FIGURE, CHECKPOINT = "run.json", "accuracy.png", "checkpoint.pt"
@@ -129,8 +129,15 @@ PRIVACY = (
     Option("epsilon", POSITIVE, None, "E", "dp: the budget; the noise is made to fit it"),
     Option("delta", CHANCE, None, "D", "dp: at this δ (default: 1e-5)"),
     Option("noise-multiplier", POSITIVE, None, "Z", "dp: or the noise itself, σ over clip norm"),
-    Option("clip-norm", POSITIVE, None, "C", "clip, dp: each client's message (default: 1)"),
+    Option("clip-norm", POSITIVE, None, "C", "clip, dp, he: each client's message (default: 1)"),
 )
+# Of --defence he, in both.
+ENCRYPTION = (
+    Option("key-bits", whole(256), None, "BITS",
+           "he: Paillier with a key of so many bits, 2048 to be secure (default: CKKS)"),
+    Option("precision", whole(2), None, "BITS",
+           "he: of each value, its sign included (default: 16)"),
+)  # fmt: skip
 GROUPS: dict[str, tuple[Option, ...]] = {
     "the federation": (
         Option("data-set", str, None, "NAME",
@@ -159,8 +166,10 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "a defence (of each client's update, in each round)": (
         Option("defence", name_in(DEFENCES), "none", "NAME",
                "none; clip; dp (client-level, noise at the server, each client drawn with "
-               "probability C); prune to a tenth; quantise to 8 bits; sign", also="defense"),
+               "probability C); he (added under encryption); prune to a tenth; "
+               "quantise to 8 bits; sign", also="defense"),
         *PRIVACY,
+        *ENCRYPTION,
     ),
 }  # fmt: skip
 OPTIONS = {option.name: option for options in GROUPS.values() for option in options}
@@ -231,7 +240,7 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def privacy_without_effect(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Options of `PRIVACY` that these settings never read, with the reason and a remedy.
+    """Options of `PRIVACY` and `ENCRYPTION` that these settings never read, with reason and remedy.
 
     Raises:
         Refused: for --defence dp without a budget and without noise.
@@ -244,8 +253,11 @@ def privacy_without_effect(settings: Mapping[str, Any]) -> list[tuple[str, str]]
         raise Refused("--defence dp needs a budget or noise: give --epsilon or --noise-multiplier")
     elif settings["noise_multiplier"] is not None:
         found.append(("epsilon", "with --noise-multiplier: leave one of them out"))
-    if defence not in ("clip", "dp"):
-        found.append(("clip_norm", "without --defence clip or dp: add one, or leave this out"))
+    if defence not in ("clip", "dp", "he"):
+        found.append(("clip_norm", "without --defence clip, dp or he: add one, or leave this out"))
+    if defence != "he":
+        reason = "without --defence he: add it, or leave this out"
+        found += [(name, reason) for name in ("key_bits", "precision")]
     return found
 
 
@@ -281,6 +293,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{history.accuracy[-1]:.1%} after {settings['rounds']} rounds: {folder / RUN}")
         if settings["defence"] == "dp":
             print(private_runs.sentence(history.config, "client", "whoever sees only the models"))
+        if settings["defence"] == "he":
+            print(private_runs.encryption(settings))
     return 0
 
 

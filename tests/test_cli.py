@@ -289,3 +289,15 @@ def test_no_command_and_unknown_commands_are_refused(capsys):
             main(argv)
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_training_under_encryption_is_training_with_clipped_updates(tmp_path):
+    pytest.importorskip("tenseal")
+    short = ["--rounds", "1", "--clients", "3", "--num-train", "300", "--quiet"]
+    rows = {}
+    for defence in ("clip", "he"):
+        out = ["--out", str(tmp_path), "--tag", defence, "--defence", defence]
+        assert main(["train", *short, *out]) == 0
+        rows[defence] = torch.load(tmp_path / defence / "checkpoint.pt", weights_only=True)["row"]
+    apart = (rows["he"] - rows["clip"]).abs().max()
+    assert 0 < float(apart) < 1e-4  # 16 bits a value

@@ -354,7 +354,7 @@ def test_the_lists_of_names_are_those_of_the_attacks():
         (["--defense", "dp"], "give --epsilon or --noise-multiplier"),
         (["--defense", "dp", "--epsilon", "1", "--noise-multiplier", "1"], "leave one of them out"),
         (["--epsilon", "1"], "--epsilon does nothing without --defence dp"),
-        (["--defense", "prune", "--clip-norm", "1"], "without --defence clip or dp"),
+        (["--defense", "prune", "--clip-norm", "1"], "without --defence clip, dp or he"),
         (["--defense", "dp", "--epsilon", "1", "--noise", "1"], "--noise does nothing with"),
         (["--defense", "dp", "--epsilon", "1", "--delta", "1"], "'1' is no number between"),
         (["--defense", "quantise", "--prune", "0.5"], "--prune does nothing with --defence"),
@@ -394,3 +394,66 @@ def test_help_is_grouped_has_examples_and_does_without_torch():
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     for words in ("the private pictures:", "what the attacker sees:", "examples:", "--repeat"):
         assert words in done.stdout
+
+
+# ---------------------------------------------------------------------------------- encryption
+
+
+def test_an_encrypted_message_gives_the_attack_nothing(attack, tmp_path):
+    pytest.importorskip("tenseal")
+    for name, given in (("plain", ()), ("he", ("--defense", "he", "--precision", "20"))):
+        code, out, err = attack(*DIVIDED, "--labels", "known", *given, "--out", name)
+        assert code == 0, err
+    assert "ciphertexts" in out and "20 bits" in out
+    plain, sealed = (read(tmp_path / name / "metrics.json") for name in ("plain", "he"))
+    assert float(plain["psnr"][0]) > 60 and plain["success"] == [True]
+    assert sealed["success"] == [False]
+    if sealed["recovered"]:
+        assert float(sealed["psnr"][0]) < float(sealed["floor"][0]) + 1
+    row = Leak.load(tmp_path / "he" / "leak.pt").row
+    truth = Leak.load(tmp_path / "plain" / "leak.pt").row
+    correlation = torch.corrcoef(torch.stack([row, truth]))[0, 1]
+    assert abs(float(correlation)) < 5 / math.sqrt(row.numel())
+
+
+def test_paillier_with_a_key_of_ones_own(attack, tmp_path):
+    pytest.importorskip("phe")
+    settings = ["--defence", "he", "--key-bits", "512", "--precision", "8", *DIVIDED]
+    code, out, err = attack(*settings, *SEARCH, "--clients", "2", "--mode", "both", "--out", "p")
+    assert code == 0, err
+    assert "Paillier, key of 512 bits" in out and "too short" in out
+    for name in ("client-0", "aggregate"):
+        row = Leak.load(tmp_path / "p" / name / "leak.pt").row
+        assert row.abs().max() <= 1 and 0.5 < float(row.std()) < 0.65  # uniform: 1/√3
+
+
+def test_who_holds_the_key_sees_the_sum(attack, tmp_path):
+    """An attacker among the clients: the model before and after shows the decrypted mean."""
+    pytest.importorskip("tenseal")
+    given = ["--clients", "2", "--signal", "update", "--apply-step", *DIVIDED, *SEARCH]
+    for name, defence in (("clip", "clip"), ("he", "he")):
+        code, _, err = attack("--defence", defence, *given, "--out", name)
+        assert code == 0, err
+    rows = [Leak.load(tmp_path / name / "leak.pt").row for name in ("clip", "he")]
+    assert 0 < float((rows[0] - rows[1]).abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--key-bits", "2048"], "without --defence he"),
+        (["--precision", "8"], "without --defence he"),
+        (["--defence", "he", "--key-bits", "513"], "even"),
+        (["--defence", "he", "--precision", "60"], "precision=60"),
+    ],
+)
+def test_encryption_is_refused_where_it_makes_no_sense(attack, given, words):
+    pytest.importorskip("tenseal")
+    code, _, err = attack(*given)
+    assert code == 2 and words in err
+
+
+def test_encryption_without_its_library_says_how_to_get_it(attack, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    code, _, err = attack("--defence", "he")
+    assert code == 2 and "pip install tenseal" in err

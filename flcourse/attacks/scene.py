@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flcourse import defences
+from flcourse.attacks import encrypted
 from flcourse.attacks.observe import aggregate, observe_gradient, observe_models, observe_round
 from flcourse.attacks.types import Leak
 from flcourse.data import Client, Dataset, load_dataset, load_image
@@ -280,6 +281,8 @@ def make_defence(settings: Settings) -> defences.Defence:
             row = defences.quantise(row, settings["quantise"])
         if settings["sign"]:
             row = defences.sign(row)
+        if settings["defence"] == "he":
+            row = encrypted.rounded(row, settings)
         return leak.with_row(row, **public)
 
     return defend
@@ -298,15 +301,30 @@ def _targets(
         chosen = range(len(clients)) if settings["client"] == "all" else [settings["client"]]
         for k in chosen:
             one = clients[k]
-            found.append(_target(f"client-{k}", leaks[k], one.inputs, one.labels))
+            leak = _sent([leaks[k].row], leaks[k], settings)
+            found.append(_target(f"client-{k}", leak, one.inputs, one.labels))
     if settings["mode"] in ("aggregated", "both"):
         total = aggregate(leaks, normalise=settings["normalize_clients"])
         if settings["apply_step"]:
             total = _seen_by_a_client(broadcast, total, settings["server_lr"])
+        else:  # clients have the key, a server does not
+            total = _sent(_summands(leaks, settings), total, settings)
         images = torch.cat([one.inputs for one in clients])
         labels = torch.cat([one.labels for one in clients])
         found.append(_target("aggregate", total, images, labels))
     return found
+
+
+def _sent(rows: Sequence[Tensor], leak: Leak, settings: Settings) -> Leak:
+    """What the server sees: the leak itself, or its ciphertext."""
+    return encrypted.sealed(rows, leak, settings) if settings["defence"] == "he" else leak
+
+
+def _summands(leaks: Sequence[Leak], settings: Settings) -> list[Tensor]:
+    rows = [leak.row for leak in leaks]
+    if not settings["normalize_clients"]:
+        return rows
+    return [row / row.norm() * settings["clip"] for row in rows] if settings["clip"] else rows
 
 
 def _target(name: str, leak: Leak, images: Tensor, labels: Tensor) -> Target:

@@ -6,6 +6,7 @@ that 128-bit security allows for the modulus is the fastest and shortest. Chapte
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ MOST_MODULUS_BITS = {4096: 109, 8192: 218, 16384: 438}
 CKKS_ADDITIONS = (4096, (60, 49), 40)
 CKKS_8192 = (8192, (50, 30, 50), 30)
 CKKS_8192_LARGE = (8192, (60, 40, 40, 60), 40)
+_SEAL, _SIZE_AT = b"\x5e\xa1\x10", 8  # SEAL: magic and length of header; where the size stands
 _NARROW = 36  # plain bits up to which BFV's ring of 4096 keeps room for the noise of 2^20 sums
 
 
@@ -30,6 +32,7 @@ class _Lattice:
 
     name: str
     slots: int
+    scale: float | None = None
     _type: str
 
     def __init__(self, plan: Plan, context: Any, decrypts: bool) -> None:
@@ -46,11 +49,36 @@ class _Lattice:
         return [self.slots] * full + [rest] * bool(rest)
 
     def _seal(self, piece: Any) -> bytes:
-        return bytes(getattr(self._ts, f"{self._type}_vector")(self.context, piece).serialize())
+        vector = getattr(self._ts, f"{self._type}_vector")(self.context, piece)
+        return self._bare(bytes(vector.serialize()), len(piece))
+
+    def _frame(self, size: int, length: int) -> tuple[bytes, bytes]:
+        """TenSEAL's protocol buffer around one ciphertext of ``length`` bytes: before and behind.
+
+        It never travels: TenSEAL 0.3 crashes the process on frames that contradict themselves.
+        """
+        sizes = _varint(size)
+        before = b"\x0a" + _varint(len(sizes)) + sizes + b"\x12" + _varint(length)
+        scale = self.scale
+        return before, b"" if scale is None else b"\x19" + struct.pack("<d", scale)
+
+    def _bare(self, framed: bytes, size: int) -> bytes:
+        """SEAL's own bytes out of TenSEAL's frame."""
+        tail = len(self._frame(size, 0)[1])
+        (length,) = struct.unpack_from("<Q", framed, framed.index(_SEAL) + _SIZE_AT)
+        before = self._frame(size, length)[0]
+        if len(before) + length + tail != len(framed) or not framed.startswith(before):
+            raise RuntimeError("this version of TenSEAL writes another format: use tenseal 0.3")
+        return framed[len(before) : len(before) + length]
 
     def _open(self, blob: bytes, size: int) -> Any:
+        well = len(blob) > _SIZE_AT + 8 and blob.startswith(_SEAL)
+        if not well or struct.unpack_from("<Q", blob, _SIZE_AT)[0] != len(blob):
+            raise ProtocolError(f"bytes that are no {self.name} ciphertext: no header of SEAL")
+        before, behind = self._frame(size, len(blob))
         try:
-            vector = getattr(self._ts, f"{self._type}_vector_from")(self.context, blob)
+            framed = before + blob + behind
+            vector = getattr(self._ts, f"{self._type}_vector_from")(self.context, framed)
             found = vector.size()
         except Exception as error:  # a C++ library's own, of several types
             raise ProtocolError(
@@ -80,7 +108,7 @@ class _Lattice:
                     total += self._open(blob, size)
                 except (ValueError, RuntimeError) as error:
                     raise ProtocolError("ciphertexts of different parameters") from error
-            sums.append(bytes(total.serialize()))
+            sums.append(self._bare(bytes(total.serialize()), size))
         return sums
 
     def _decrypted(self, blobs: Sequence[bytes]) -> Reals:
@@ -185,13 +213,22 @@ class CKKS(_Lattice):
 
     def __init__(self, plan: Plan, context: Any, slots: int, decrypts: bool) -> None:
         super().__init__(plan, context, decrypts)
-        self.slots = slots
+        self.slots, self.scale = slots, float(context.global_scale)
 
     def encrypt(self, values: Integers, offset: int) -> list[bytes]:
         return [self._seal(piece) for piece in self._split(values / self.plan.codec.level)]
 
     def decrypt(self, blobs: Sequence[bytes], offset: int) -> Reals:
         return self._decrypted(blobs) * self.plan.codec.level
+
+
+def _varint(number: int) -> bytes:
+    """A whole number as protocol buffers have it: seven bits a byte, the lowest first."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
 
 
 def _context(public: bytes) -> Any:
