@@ -25,8 +25,18 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from flcourse.runtime import provenance
-from flcourse.secagg import STAGES, FixedPoint, SecureSum, add_masks, secure_sum, upload_bytes
+from flcourse.secagg import (
+    STAGES,
+    FixedPoint,
+    SecureSum,
+    add_masks,
+    new_identities,
+    secure_sum,
+    upload_bytes,
+)
+from flcourse.secagg import messages as wire
 from flcourse.secagg.masking import BLOCK_BYTES
+from flcourse.secagg.messages import Kind
 from flcourse.secagg.shamir import (
     PRIME,
     combine_many,
@@ -191,6 +201,7 @@ def beside_flower(num_clients: int, length: int, dropped: int, limit: float) -> 
         timed(lambda: FixedPoint(1.0, num_clients).encode(vectors[0])) for _ in range(9)
     )
     mine = ours["client milliseconds"] | {"quantise": quantise}
+    checking = signature_checks(num_clients - 1)
     flower = {stage: 1000 * statistics.median(took) for stage, took in theirs["client"].items()}
     server, their_server = ours["server seconds"], sum(theirs["server"].values())
     return request | {
@@ -200,34 +211,61 @@ def beside_flower(num_clients: int, length: int, dropped: int, limit: float) -> 
         "times faster": {
             "masked input, with quantisation": flower["masked_input"]
             / (mine["masked_input"] + quantise),
-            "key sharing": flower["share_keys"] / mine["share_keys"],
+            "key sharing, signatures not checked": flower["share_keys"]
+            / (mine["share_keys"] - checking),
+            "key sharing, signatures checked": flower["share_keys"] / mine["share_keys"],
             "whole client": sum(flower.values()) / sum(mine.values()),
             "server": their_server / server,
         },
-        "our client's signatures and lists included": True,
+        "of our key sharing, checking signatures, milliseconds": checking,
     }
+
+
+def parts(tiny: bool, limit: float) -> dict[str, Callable[[], Any]]:
+    """What is measured, by name."""
+    flower = (8, 1000, 1) if tiny else (40, 100_000, 4)
+    rounds = ((30, 6, 1000), (20, None, 1000)) if tiny else ROUNDS
+    found: dict[str, Callable[[], Any]] = {
+        "masking": lambda: masking(*((10**5, 5, 3) if tiny else (10**6, 100, 15))),
+        "sharing": lambda: [sharing(n) for n in ((20,) if tiny else (100, 1000))],
+        "published setting": published_setting,
+        "Flower": lambda: beside_flower(*flower, limit=limit),
+        "sparse round": lambda: large(*rounds[0]),
+        "complete round": lambda: large(*rounds[1]),
+    }
+    return found
+
+
+def signature_checks(count: int) -> float:
+    """CPU milliseconds to check the signatures of `count` clients' keys: Flower's have none."""
+    identity, round_id = new_identities(1)[0], bytes(16)
+    message = wire.write_signed(Kind.ADVERTISE, round_id, 0, bytes(96), identity)
+    known = {0: identity.public_key().public_bytes_raw()}
+
+    def check() -> None:
+        for _ in range(count):
+            wire.read_signed(message, Kind.ADVERTISE, round_id, known)
+
+    return statistics.median(timed(check) for _ in range(9))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="small sizes; nothing is stored")
     parser.add_argument("--limit", type=float, default=500, help="seconds that Flower gets")
-    parser.add_argument("--skip", nargs="*", default=[], choices=("flower", "large"))
+    parser.add_argument("--only", nargs="*", help="parts to measure; the others stay as stored")
     chosen = parser.parse_args()
-    tiny = chosen.tiny
-    found: dict[str, Any] = {"provenance": provenance()}
-    found["masking"] = masking(10**5 if tiny else 10**6, 5 if tiny else 100, 3 if tiny else 15)
-    found["sharing"] = [sharing(n) for n in ((20,) if tiny else (100, 1000))]
-    found["published setting"] = published_setting()
-    if FLOWER.exists() and "flower" not in chosen.skip:
-        size = (8, 1000, 1) if tiny else (40, 100_000, 4)
-        found["Flower"] = beside_flower(*size, limit=chosen.limit)
-    if "large" not in chosen.skip:
-        sizes = ((30, 6, 1000), (20, None, 1000)) if tiny else ROUNDS
-        found["rounds"] = [large(*size) for size in sizes]
-    print(json.dumps(found, indent=1))
-    if not tiny and not chosen.skip:
-        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    stored = {} if chosen.tiny or not RESULT.exists() else json.loads(RESULT.read_text("utf-8"))
+    for name, measure in parts(chosen.tiny, chosen.limit).items():
+        if chosen.only and name not in chosen.only:
+            continue
+        if name == "Flower" and not FLOWER.exists():
+            print(f"{name}: not measured, benchmarks/make_flower_env.sh makes {FLOWER.parent}")
+            continue
+        stored[name] = {"found": measure(), "provenance": provenance()}
+        print(name, json.dumps(stored[name]["found"], indent=1), flush=True)
+        if not chosen.tiny:
+            RESULT.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -227,6 +227,19 @@ def test_shares_meant_for_another_are_left_out():
     assert (game.server.total() == game.expected()).all()
 
 
+def test_a_client_does_not_take_its_own_shares_for_anothers():
+    """Both ends of a pair agree on one secret; without a direction each could be sent its own."""
+    game = Round(6).until("share_keys")
+    sent = {index: game.answer(index) for index in game.inbox}
+    own = wire.read_items(sent[0][22:-64], 6)[2]  # from 0 to 2
+    for message in sent.values():
+        game.server.receive(message)
+    game.inbox = game.server.advance()
+    game.inbox[0] = rewritten(game, game.inbox[0], Kind.SHARE_DELIVERY, _2=own)
+    game.until("unmasking")
+    assert sorted(wire.read_items(game.answer(0)[22:-64], 6)) == [0, 1, 3, 4, 5]
+
+
 def test_a_forged_agreement_is_refused():
     game = Round(4).until("unmasking")
     raw = wire.write_signed(

@@ -221,7 +221,7 @@ def split_plain(
         raise ValueError(f"{len(coefficients)} coefficients given, need {threshold - 1}")
     terms = [secret, *coefficients]
     return {
-        x: sum(c * x**power for power, c in enumerate(terms)) % prime
+        x: sum(c * pow(x, power, prime) for power, c in enumerate(terms)) % prime
         for x in range(1, num_shares + 1)
     }
 
