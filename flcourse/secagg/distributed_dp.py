@@ -137,7 +137,7 @@ class DistributedDP:
 
         ``Δ² = min((R + √d)², R² + d/4 + √(2 ln 1/β)·(R + √d/2))`` with ``R = C`` in steps and
         ``β = e^{−1/2}``; rounding is repeated until it holds, as it does with chance ``1 − β``.
-        Source: Kairouz et al. 2021, algorithm 1 and proposition 22.
+        Source: Kairouz et al. 2021, algorithm 1 (conditional randomised rounding).
         """
         radius, root = self.steps_per_clip, math.sqrt(self.width)
         likely = radius**2 + self.width / 4 + radius + root / 2

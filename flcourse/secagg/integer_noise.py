@@ -69,7 +69,7 @@ class Skellam:
     """The difference of two Poisson numbers of mean ``variance / 2``; sums stay Skellam.
 
     Source: Agarwal, Kairouz & Liu 2021, "The Skellam Mechanism for Differentially Private Federated
-    Learning", definition 2.2. Chapter 14. Raises ``ValueError`` unless the variance lies in
+    Learning", section 2. Chapter 14. Raises ``ValueError`` unless the variance lies in
     [0.001, 2^32].
     """
 
