@@ -160,10 +160,28 @@ def dp_cifar10():
     again = maker.probe(load_dataset("cifar10", root=SHARED))
     assert again["norm"] == pytest.approx(made["probe"]["norm"], rel=0.1)
     assert again["linear"] == pytest.approx(made["probe"]["linear"], abs=0.03)
+    assert again["finite"] is made["probe"]["finite"] is False
     assert made["probe"]["linear"] > 0.2  # of 1,500 pictures; guessing has 0.1
 
 
+def encryption_costs():
+    pytest.importorskip("tenseal")
+    made, maker = stored("encryption_costs"), script("encryption_costs")
+    assert set(made.data) == {*maker.SCHEMES, "masks"}
+    for name in ("BFV", "CKKS"):  # the others take longer, or need a key of 2048 bits
+        first = made[name]["measured"][0]
+        again = maker.measured(name, first["values"])
+        # Ciphertexts are compressed a little, and random: their length differs in the third digit.
+        assert again["bytes"] == pytest.approx(first["bytes"], rel=0.01)
+        assert again["error"] == pytest.approx(first["error"], rel=0.01)
+    packed = maker.SCHEMES["Paillier"][2][-1]
+    slots = 2047 // maker.Plan(packed, maker.CLIENTS, maker.CLIP, maker.PRECISION).slot_bits
+    sent = made["Paillier"]["measured"][-1]["bytes"]
+    assert sent == pytest.approx(-(-packed // slots) * 516, abs=100)
+
+
 RECOMPUTE = {
+    "encryption_costs": encryption_costs,
     "dp_federation": dp_federation,
     "dp_tradeoff": dp_tradeoff,
     "dp_cifar10": dp_cifar10,

@@ -13,6 +13,13 @@ from flcourse.viz.diagrams import (
     round_diagram,
 )
 from flcourse.viz.emerging import emerging, loss_and_psnr
+from flcourse.viz.encryption_14 import (
+    noise_by_trust,
+    paillier_sum,
+    price_of_precision,
+    slots,
+    update_costs,
+)
 from flcourse.viz.inversion import decibel_ladder, recovered_grid
 from flcourse.viz.layers import equations_and_unknowns, gradient_by_class, layer_protocol
 from flcourse.viz.leakage import hero, picture_grid, reconstruction, record_table_comparison
@@ -85,10 +92,13 @@ __all__ = [
     "message_sequence",
     "new_figure",
     "noise_by_accountant",
+    "noise_by_trust",
     "normal_masks",
+    "paillier_sum",
     "partition_bars",
     "picture_grid",
     "price_of_noise",
+    "price_of_precision",
     "privacy_stack",
     "private_histogram",
     "reconstruction",
@@ -96,8 +106,10 @@ __all__ = [
     "recovered_grid",
     "round_diagram",
     "scores_by_rounds",
+    "slots",
     "success_over_seeds",
     "sweep",
     "two_worlds",
+    "update_costs",
     "word_histograms",
 ]
