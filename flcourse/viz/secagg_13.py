@@ -213,7 +213,8 @@ def message_sequence(
     sizes = {stage: [s.size for s in transcript if s.stage == stage and s.receiver == -1]
              for stage in stages}  # fmt: skip
     said = ", ".join(f"{_DOES[s]} {min(n):,}" for s, n in sizes.items())
-    gone = sorted(index for index in xs if last.get(index, -1) < len(STAGES) - 1)
+    final = max(last.values(), default=0)
+    gone = sorted(index for index in xs if last.get(index, -1) < final)
     who = ", ".join(str(index + 1) for index in gone)
     left = f"Client{'s' * (len(gone) > 1)} {who} vanish{'es' * (len(gone) == 1)}. "
     text = (
@@ -251,10 +252,11 @@ def _lifelines(
     survivors: Collection[int], ends: str,
 ) -> None:  # fmt: skip
     """A line for each party down to where it is last heard of; below, who is in the sum."""
-    foot = 0.75
+    foot, final = 0.75, max(last.values(), default=0)
     for index, x in xs.items():
-        stays = last.get(index, -1) == len(STAGES) - 1
-        low = foot if stays else top - 0.2 - 1.45 * (last.get(index, -1) + 1)
+        stays = last.get(index, -1) == final
+        ends_at = top - 0.2 - 1.45 * (last.get(index, -1) + 1)
+        low = foot if stays and final == len(STAGES) - 1 else ends_at
         axes.plot([x, x], [top - 0.05, low], color=COLOURS["client"], lw=1.2, zorder=0)
         axes.text(x, top + 0.2, f"{index + 1}", ha="center", va="center", weight="bold")
         if not stays:
