@@ -64,4 +64,6 @@ NAMES: tuple[Name, ...] = (
     Name(r"\beta(\alpha)", "alpha", "what the best test misses at α false alarms", "0 to 1", "10"),
     Name(r"q\ \text{(privacy)}", "sample_rate", "chance to take part in a step", "0 to 1", "11"),
     Name(r"R(\alpha)", "order", "Rényi divergence of a step at order α > 1", "nats", "11"),
+    Name(r"2^k", "bits", "modulus of masked words; k is 8 to 64", "integer", "13"),
+    Name(r"t", "threshold", "shares that open a secret, of the h that there are", "count", "13"),
 )
