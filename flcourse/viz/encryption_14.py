@@ -175,12 +175,7 @@ def price_of_precision(
     for place, (name, values) in enumerate(size.items()):
         left.plot(precisions, values, color=colours[name])
         left.plot([bits], [values[now]], "o", color=colours[name], ms=7, mec="white")
-        last = place == len(size) - 1  # the uppermost line is named above, the others below
-        left.annotate(
-            f"{name} {values[now]:.3g}", (precisions[-1], values[-1]),
-            xytext=(0, 5 if last else -21), textcoords="offset points",
-            va="bottom" if last else "top", ha="right",
-        )  # fmt: skip
+        _name_line(left, f"{name} {values[now]:.3g}", precisions, values, place, len(size))
     left.set(
         yscale="log", ylim=(0.6, 70), xlabel="bits of a client's value",
         title="bytes a value", xticks=precisions[::2],
@@ -194,9 +189,12 @@ def price_of_precision(
         xticks=precisions[::2],
     )  # fmt: skip
     right.minorticks_off()
+    late = now > len(precisions) // 2  # the name stands where the falling line is not
     right.annotate(
-        f"{error[now]:.1g}", (bits, error[now]), xytext=(8, 8), textcoords="offset points"
-    )
+        f"{error[now]:.1g}", (bits, error[now]), xytext=(-8, -8) if late else (8, 6),
+        textcoords="offset points", ha="right" if late else "left", va="top" if late else "bottom",
+    )  # fmt: skip
+    right.set_ylim(min(error) / 8, max(error) * 8)
     said = ", ".join(f"{name} {values[now]:.3g}" for name, values in size.items())
     text = (
         f"At {bits} bits a value: bytes a value {said} (a float32 has 4); the sum is off by "
@@ -204,6 +202,22 @@ def price_of_precision(
     )
     alt = "Left, bytes a value of four ways to send it; right, a falling line of errors."
     return Figure(canvas, alt=alt, caption=join(text, caption))
+
+
+def _name_line(
+    axes: Axes, text: str, x: Sequence[int], y: Sequence[float], place: int, count: int
+) -> None:
+    """Names of lines from below: under the first, over the rising ones and the last, else under."""
+    rising = y[-1] > 1.5 * y[0]
+    if rising and place:
+        axes.text(x[0], 1.3 * y[len(y) // 2], text, ha="left", va="bottom")
+        return
+    over = place == count - 1
+    lift = 5 if over else -21 if rising else -6
+    axes.annotate(
+        text, (x[-1], y[-1]), xytext=(0, lift), textcoords="offset points",
+        va="bottom" if over else "top", ha="right",
+    )  # fmt: skip
 
 
 @house_style
