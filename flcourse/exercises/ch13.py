@@ -270,7 +270,7 @@ def _check_log(log: Log, got: int) -> None:
 def _logs() -> list[Log]:
     draw = np.random.default_rng(133)
     logs = []
-    for _ in range(3):
+    for _ in range(2):
         candidates = draw.normal(0, 30, (CLIENTS, LENGTH)).astype(np.int64)
         candidates[int(draw.integers(CLIENTS))] *= 4  # one row is longer than the others
         for make in (_floats, _weak, _both, _sound, _sound_closed):
