@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ def _run(value: object) -> Run | None:
     run = tuple(value)
     if not run:
         return None
-    if len(run) != 4 or not all(isinstance(part, (int, float)) for part in run):
+    if len(run) != 4 or not all(isinstance(part, Real) for part in run):
         raise Wrong("Return one run: the four numbers (z, steps, delta, sample_rate), or ().")
     try:
         Release(run[0], int(run[1]), run[3])
