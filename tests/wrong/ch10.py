@@ -12,8 +12,9 @@ from flcourse.privacy import (
 )
 
 
-def moves(*, long=1e6, against=True, broken=True, wide=True, same=True, measure="length",
-          forget_nan=False):
+def moves(
+    *, long=1e6, against=True, broken=True, wide=True, same=True, measure="length", forget_nan=False
+):
     """A correct test of 10.1 with switches for what can go wrong."""
     one = 0.3 * torch.ones(1, 8) if wide else 0.8 * torch.eye(8)[:1]  # shorter than 1
     tried = [one, long * one]
@@ -23,7 +24,7 @@ def moves(*, long=1e6, against=True, broken=True, wide=True, same=True, measure=
     def test(release):
         found = [0.0]
         for row in tried:
-            others = (-0.5 * row if against and bool(row.isfinite().all()) else 0.1 * one)
+            others = -0.5 * row if against and bool(row.isfinite().all()) else 0.1 * one
             moved = release(torch.cat([others, row]), 0) - release(others, 0 if same else 1)
             size = moved.abs().max() if measure == "largest" else moved.norm()
             found.append(float(size))

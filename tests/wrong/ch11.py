@@ -36,11 +36,19 @@ def too_low(said, true):
 
 def rdp_step(z, q, order):
     k = range(order + 1)
-    terms = [
-        gammaln(order + 1) - gammaln(i + 1) - gammaln(order - i + 1) + i * math.log(q)
-        + ((order - i) * math.log1p(-q) if i < order else 0) + i * (i - 1) / (2 * z**2)
-        for i in k
-    ] if q < 1 else [order * (order - 1) / (2 * z**2)]
+    terms = (
+        [
+            gammaln(order + 1)
+            - gammaln(i + 1)
+            - gammaln(order - i + 1)
+            + i * math.log(q)
+            + ((order - i) * math.log1p(-q) if i < order else 0)
+            + i * (i - 1) / (2 * z**2)
+            for i in k
+        ]
+        if q < 1
+        else [order * (order - 1) / (2 * z**2)]
+    )
     return float(logsumexp(terms)) / (order - 1)
 
 

@@ -64,6 +64,8 @@ WRONG = {
          "number of examples"),
         ("always to length C", lambda g, o, c: c * torch.nn.functional.normalize(
             by_owner(g, o), dim=1).sum(0), "must stay as they are"),
+        ("clipped twice", lambda g, o, c: clip(by_owner(clip(g, c), o), c).sum(0),
+         "the promise is kept"),
         ("a row a client", lambda g, o, c: clip(by_owner(g, o), c), "shape"),
     ],
     "12.3": [
@@ -78,6 +80,8 @@ WRONG = {
          "belongs to the sum"),
         ("noise on the mean", lambda r, w, e, c, s: clip(r, c).sum(0) / e + s, "divide both"),
         ("no clip", lambda r, w, e, c, s: (r.sum(0) + s) / e, "nothing is clipped"),
+        ("always to length C", lambda r, w, e, c, s: (
+            c * torch.nn.functional.normalize(r, dim=1).sum(0) + s) / e, "must stay as they are"),
         ("no noise", lambda r, w, e, c, s: clip(r, c).sum(0) / e, "no noise"),
         ("the mean clipped", lambda r, w, e, c, s: (clip(r.sum(0), c) + s) / e,
          "the rows are not"),
