@@ -214,7 +214,7 @@ def _check_repaired(said: float, run: Run) -> None:
         single = min(rdp(Release(z, 1, q), a) + log / (a - 1) for a in orders)
         if said <= 1.01 * single:
             reason = "That is what one step costs: the divergences of all steps add up."
-        elif said < 1.01 * scaled:
+        elif math.isclose(said, scaled, rel_tol=0.01):
             reason = "q² times the divergence of everybody is no bound: use rdp_step."
         raise Wrong(f"At {at} you promise {said:.4g}, the truth is {true:.4g}: no bound. {reason}")
     if said > 1.35 * best:
