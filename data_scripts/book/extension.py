@@ -75,6 +75,8 @@ def drop_dash(paragraph: nodes.paragraph, place: int) -> None:
         paragraph[place] = nodes.Text(re.sub(r"^\s*[—–:]\s*", "", str(paragraph[place])))
     for text in list(paragraph.findall(nodes.Text)):
         if text.strip() and paragraph.index(top_of(text, paragraph)) >= place:
+            if isinstance(text.parent, (nodes.math, nodes.literal)):
+                return  # a formula's or a name's first letter is not a sentence's
             text.parent.replace(text, nodes.Text(text[:1].upper() + text[1:]))
             return
 
