@@ -118,6 +118,10 @@ def _check_sum(
         "Rows shorter than C must stay as they are: min(1, C/length), not C/length.": (
             torch.nn.functional.normalize(totals(gradients), dim=1).sum(dim=0) * clip_norm
         ),
+        "One client moves this by C at most, so the promise is kept. But it is clipped twice: the "
+        "first clip, of each example, only bends the client's row. Clip the clients' rows alone.": (
+            shorten(totals(shorten(gradients))).sum(dim=0)
+        ),
     }
     got = answer(gradients.float(), owner.clone(), clip_norm)
     biggest = int(counts.max())
@@ -140,6 +144,7 @@ def private_mean(answer: Callable[..., Any]) -> str:
     draw = generator(0, "exercise 12.3")
     for came, expected, clip_norm in ((7, 10.0, 1.0), (12, 10.0, 0.5), (0, 4.0, 1.0)):
         rows = 2 * torch.randn(came, 5, generator=draw, dtype=torch.float64) + 1
+        rows[::4] *= 0.05  # shorter than C: they stay as they are
         weights = torch.randint(5, 400, (came,), generator=draw).double()
         noise = clip_norm * torch.randn(5, generator=draw, dtype=torch.float64)
         _check_mean(answer, rows, weights, expected, clip_norm, noise)
@@ -175,6 +180,9 @@ def _check_mean(
         ),
         "Nothing is clipped: the noise was drawn for rows no longer than C.": (
             (rows.sum(dim=0) + noise) / expected
+        ),
+        "Rows shorter than C must stay as they are: min(1, C/length), not C/length.": (
+            (torch.nn.functional.normalize(rows, dim=1).sum(dim=0) * clip_norm + noise) / expected
         ),
         "There is no noise in it.": total / expected,
         "The mean is clipped, the rows are not. One long row can turn it round.": (

@@ -113,7 +113,8 @@ def price_of_noise(
     ]
     text = (
         "One noise multiplier z, seen from both sides. Below the axis z, and the ε of "
-        f"{' and of '.join(epsilons)}. Means: {'; '.join(said)}; flat picture {floor:.1f} dB."
+        f"{' and of '.join(epsilons)}. Means: {'; '.join(said)}; flat picture {floor:.1f} dB. "
+        "Bands: least to most. Dotted: guessing."
     )
     alt = "Three charts over the noise multiplier: accuracy falls late, picture and label earlier."
     return Figure(canvas, alt=alt, caption=join(text, caption))
