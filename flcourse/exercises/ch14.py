@@ -124,7 +124,9 @@ def packing(answer: Any) -> str:
     if not (isinstance(answer, tuple) and len(answer) == 2 and all(map(callable, answer))):
         raise Wrong('Give check both functions: check("14.2", (pack, unpack)).')
     draw = generator(0, "exercise 14.2")
-    for level, clients, count in ((7, 3, 4), (127, 5, 9), (3, 1, 5), (32767, 100, 20)):
+    # 2·4·8 = 2^6: a sum that needs one bit more than its logarithm says
+    cases_of = ((7, 3, 4), (127, 5, 9), (3, 1, 5), (8, 4, 6), (32767, 100, 20))
+    for level, clients, count in cases_of:
         shape = (clients, count)
         rows = torch.randint(-level, level + 1, shape, generator=draw)
         cases = {
@@ -135,6 +137,7 @@ def packing(answer: Any) -> str:
         }
         for name, numbers in cases.items():
             _check_packing(answer, numbers, level, clients, name)
+        _check_order(answer[0], level, clients, count)
     return "Every sum came back, at both ends of the range: no slot overflows, none borrows."
 
 
@@ -164,6 +167,15 @@ def _check_packing(answer: Any, rows: Tensor, level: int, clients: int, name: st
     sums = rows.sum(dim=0).tolist()
     if list(found) != sums:
         _explain(list(found), sums, level, clients, name)
+
+
+def _check_order(pack: Callable[..., Any], level: int, clients: int, count: int) -> None:
+    rest = [-level] * (count - 1)
+    if pack([level, *rest], level, clients) >= pack([*rest, level], level, clients):
+        raise Wrong(
+            "Your sums are right, but your first number has the highest bits: it belongs in the "
+            "lowest, where the others look for it."
+        )
 
 
 def _explain(found: list[Any], sums: list[int], level: int, clients: int, name: str) -> None:

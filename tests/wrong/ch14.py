@@ -14,21 +14,25 @@ def product(ciphertexts, weights, n, *, modulus=2, power=True):
     return total
 
 
-def packers(*, room=True, shift=True, once=False, spare=0, turned=False, whole=int):
+def packers(
+    *, room=True, shift=True, once=False, spare=0, turned=False, whole=int, first=True, log=False
+):
     """A correct pair for 14.2 with switches for what can go wrong."""
 
     def width(level, clients):
-        return (2 * level * (clients if room else 1)).bit_length() + spare
+        most = 2 * level * (clients if room else 1)
+        return (math.ceil(math.log2(most)) if log else most.bit_length()) + spare
 
     def pack(numbers, level, clients):
         w, offset = width(level, clients), level if shift else 0
+        numbers = numbers if first else numbers[::-1]
         return whole(sum((number + offset) << (w * i) for i, number in enumerate(numbers)))
 
     def unpack(total, count, level, clients):
         w = width(level, clients)
         offset = (level if once else clients * level) if shift else 0
         slots = [(int(total) >> (w * i)) % 2**w - offset for i in range(count)]
-        return slots[::-1] if turned else slots
+        return slots[::-1] if turned or not first else slots
 
     return pack, unpack
 
@@ -88,6 +92,8 @@ WRONG = {
         ("shift taken once", packers(once=True), "each of the clients"),
         ("a byte to spare", packers(spare=8), "wider than"),
         ("reversed", packers(turned=True), "order"),
+        ("highest first", packers(first=False), "lowest"),
+        ("a logarithm", packers(log=True), "fit into a slot"),
         ("a float", packers(whole=float), "float"),
         ("one function", packers()[0], "both functions"),
     ],
