@@ -34,6 +34,8 @@ def by_hand(answer: Callable[..., Any]) -> str:
     draw = np.random.default_rng(13)
     first = ([8, 5, 11], {(1, 0): 4, (2, 0): 7, (2, 1): 2}, 8)
     _check_round(answer, *first)
+    for edge in ([-64, -64], [64, 63]):  # the ends of the signed range
+        _check_round(answer, edge, {(0, 1): 200}, 8)
     for bits, clients in ((8, 3), (8, 2), (12, 5), (32, 4)):
         for sign in (1, -1, 0):
             top = (2 ** (bits - 1) - 1) // clients

@@ -17,6 +17,11 @@ def masked(values, masks, bits, *, signs=(1, -1), size=None, signed=True, wrap_t
     return sent, total - 2**bits if signed and total >= 2 ** (bits - 1) else total
 
 
+def half_open(total, bits):
+    """The total read as -R/2 + 1 .. R/2: the lower end comes out positive."""
+    return (total + 2 ** (bits - 1) - 1) % 2**bits - 2 ** (bits - 1) + 1
+
+
 def weighted(shares, prime, weight):
     return sum(y * weight(x, shares, prime) for x, y in shares.items()) % prime
 
@@ -80,6 +85,8 @@ WRONG = {
          "sum modulo"),
         ("always negative", lambda v, m, b: (masked(v, m, b)[0], sum(v) % 2**b - 2**b),
          "only numbers from"),
+        ("half the clock positive", lambda v, m, b: (masked(v, m, b)[0], half_open(sum(v), b)),
+         "negative one"),
         ("floats", lambda v, m, b: ([float(x) for x in masked(v, m, b)[0]], sum(v)),
          "whole numbers only"),
         ("messages alone", lambda v, m, b: masked(v, m, b)[0], "two things"),
