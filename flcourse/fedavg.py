@@ -17,7 +17,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from flcourse.data import Client, Dataset
 from flcourse.local import Loss, cross_entropy, local_updates, per_sample
 from flcourse.runtime import device, finite_json, generator, progress, provenance
-from flcourse.vectors import flatten, load_row, unflatten
+from flcourse.vectors import flatten, load_row, num_values, unflatten
 
 __all__ = [
     "Aggregate",
@@ -42,6 +42,7 @@ __all__ = [
     "local_updates",
     "mean",
     "pooled",
+    "run_rounds",
     "sample_clients",
     "train",
 ]
@@ -236,12 +237,7 @@ def train(
     Raises ``ValueError`` for options outside their range, a ``transform`` or ``aggregate`` whose
     result has the wrong shape, and as ``local_updates`` and ``apply_update`` do.
     """
-    _check_server(rounds, server_lr, server_momentum, resume)
-    target, home = device(), next(model.parameters()).device
-    model.to(target)
-    clients = [client.to(target) for client in clients]
-    test = test.to(target)
-    local: dict[str, Any] = {
+    local = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -251,19 +247,71 @@ def train(
     }
     plugged = {"aggregate": aggregate, "transform": transform, "loss": loss}
     server = {"server_lr": server_lr, "server_momentum": server_momentum}
-    velocity, done = torch.zeros_like(flatten(model)), 0
-    history = History(
+    config = (
         {"rounds": rounds, "num_clients": len(clients), "fraction": fraction, **local, **server}
         | {name: _name(function) for name, function in plugged.items()}
-        | {"seed": seed, "model": type(model).__name__, "num_values": velocity.numel()}
+        | {"seed": seed, "model": type(model).__name__, "num_values": num_values(model)}
     )
+    return run_rounds(
+        model,
+        clients,
+        test,
+        rounds=rounds,
+        sample=lambda those, generator: sample_clients(those, fraction, generator),
+        local=local,
+        aggregate=aggregate,
+        transform=transform,
+        loss=loss,
+        server_lr=server_lr,
+        server_momentum=server_momentum,
+        seed=seed,
+        resume=resume,
+        on_round=on_round,
+        config=config,
+    )
+
+
+def run_rounds(
+    model: nn.Module,
+    clients: Sequence[Client],
+    test: Dataset,
+    *,
+    rounds: int,
+    sample: Callable[[Sequence[Client], torch.Generator], list[Client]],
+    local: Mapping[str, Any],
+    aggregate: Aggregate,
+    transform: Transform | None,
+    loss: Loss | None,
+    server_lr: float,
+    server_momentum: float,
+    seed: int,
+    resume: Checkpoint | None,
+    on_round: Callable[[Round, Checkpoint], None] | None,
+    config: dict[str, Any],
+) -> History:
+    """The rounds behind ``train``, with cohorts drawn by ``sample(clients, generator)``.
+
+    A cohort may be empty: then ``transform`` and ``aggregate`` get ``[0, d]`` rows. ``local`` are
+    the options of ``local_updates``; ``config`` is what the history records.
+    """
+    _check_server(rounds, server_lr, server_momentum, resume)
+    target, home = device(), next(model.parameters()).device
+    model.to(target)
+    clients = [client.to(target) for client in clients]
+    test = test.to(target)
+    velocity, done = torch.zeros_like(flatten(model)), 0
+    history = History(config)
     if resume is not None:
         load_row(model, resume.row)
         velocity, done = resume.velocity.to(velocity).reshape(velocity.shape), resume.round
     for number in progress(range(done + 1, rounds + 1), "rounds"):
         start = time.perf_counter()
-        cohort = sample_clients(clients, fraction, generator(seed, "cohort", number))
-        rows, weights = local_updates(model, cohort, loss=loss, seed=seed, round=number, **local)
+        cohort = sample(clients, generator(seed, "cohort", number))
+        rows, weights = velocity.new_zeros(0, velocity.numel()), velocity.new_zeros(0)
+        if cohort:
+            rows, weights = local_updates(
+                model, cohort, loss=loss, seed=seed, round=number, **local
+            )
         norms = rows.norm(dim=1).tolist()
         if transform is not None:
             context = RoundContext(number, seed, cohort, weights, copy.deepcopy(model))

@@ -13,31 +13,20 @@ Algorithm 1 with the fixed-denominator estimator. Chapter 12.
 
 from __future__ import annotations
 
-import copy
 import math
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flcourse.data import Client, Dataset
-from flcourse.fedavg import (
-    BYTES_PER_VALUE,
-    Checkpoint,
-    History,
-    Round,
-    RoundContext,
-    apply_update,
-    evaluate,
-    local_updates,
-)
+from flcourse.fedavg import Checkpoint, History, Round, RoundContext, run_rounds
 from flcourse.privacy.adaptive import AdaptiveClip
 from flcourse.privacy.clipping import Clipped, clip_layers, clip_rows, exact, row_norms
 from flcourse.privacy.noise import SecureNoise, Source, gaussian_rows, gaussian_sum
-from flcourse.runtime import device, generator, progress
-from flcourse.vectors import flatten, layout, load_row
+from flcourse.runtime import generator
+from flcourse.vectors import layout
 
 PLACES = ("server", "distributed", "local")
 SAMPLINGS = ("poisson", "fixed")
@@ -318,10 +307,7 @@ def train_private(
         raise ValueError(f"dp.num_clients={dp.num_clients}, but there are {len(clients)} clients")
     if dp.sampling != "poisson":
         raise ValueError(f"dp.sampling={dp.sampling!r}: train_private draws cohorts by Poisson")
-    target, home = device(), next(model.parameters()).device
-    model.to(target)
-    clients, test = [client.to(target) for client in clients], test.to(target)
-    local: dict[str, Any] = {
+    local = {
         "epochs": epochs,
         "batch_size": batch_size,
         "lr": lr,
@@ -331,28 +317,20 @@ def train_private(
     }
     server = {"server_lr": server_lr, "server_momentum": server_momentum, "seed": seed}
     config = {"rounds": rounds, "dp": repr(dp), "model": type(model).__name__}
-    history = History(config | local | server)
-    velocity, done = torch.zeros_like(flatten(model)), 0
-    if resume is not None:
-        load_row(model, resume.row)
-        velocity, done = resume.velocity.to(velocity), resume.round
-    for number in progress(range(done + 1, rounds + 1), "rounds"):
-        start = time.perf_counter()
-        cohort = sample_poisson(clients, dp.sample_rate, generator(seed, "cohort", number))
-        rows = velocity.new_zeros(0, velocity.numel())
-        if cohort:
-            rows, _ = local_updates(model, cohort, seed=seed, round=number, **local)
-        weights = rows.new_ones(len(rows))
-        norms = row_norms(rows).tolist()
-        context = RoundContext(number, seed, cohort, weights, copy.deepcopy(model))
-        step = dp.aggregate(dp.transform(rows, context), weights)
-        velocity = server_momentum * velocity + step
-        apply_update(model, velocity, server_lr)
-        accuracy, loss = evaluate(model, test)
-        sent = BYTES_PER_VALUE * velocity.numel() * len(cohort)
-        who, seconds = [int(client.index) for client in cohort], time.perf_counter() - start
-        history.rounds.append(Round(number, accuracy, loss, who, norms, sent, sent, seconds))
-        if on_round is not None:
-            on_round(history.rounds[-1], Checkpoint(number, flatten(model).cpu(), velocity.cpu()))
-    model.to(home)
-    return history
+    return run_rounds(
+        model,
+        clients,
+        test,
+        rounds=rounds,
+        sample=lambda those, generator: sample_poisson(those, dp.sample_rate, generator),
+        local=local,
+        aggregate=dp.aggregate,
+        transform=dp.transform,
+        loss=None,
+        server_lr=server_lr,
+        server_momentum=server_momentum,
+        seed=seed,
+        resume=resume,
+        on_round=on_round,
+        config=config | local | server,
+    )
