@@ -256,6 +256,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=500, help="seconds that Flower gets")
     parser.add_argument("--only", nargs="*", help="parts to measure; the others stay as stored")
     chosen = parser.parse_args()
+    start = provenance()  # before the result file changes: the tree is as it was committed
     stored = {} if chosen.tiny or not RESULT.exists() else json.loads(RESULT.read_text("utf-8"))
     for name, measure in parts(chosen.tiny, chosen.limit).items():
         if chosen.only and name not in chosen.only:
@@ -263,7 +264,7 @@ def main() -> None:
         if name == "Flower" and not FLOWER.exists():
             print(f"{name}: not measured, benchmarks/make_flower_env.sh makes {FLOWER.parent}")
             continue
-        stored[name] = {"found": measure(), "provenance": provenance()}
+        stored[name] = {"found": measure(), "provenance": start}
         print(name, json.dumps(stored[name]["found"], indent=1), flush=True)
         if not chosen.tiny:
             RESULT.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
