@@ -553,7 +553,11 @@ function flcAttackPage(root) {
   swapStills();
   addEventListener("DOMContentLoaded", swapStills); // those below the script
   const first = root.querySelector("[aria-pressed] img");
-  first.decode().then(() => first.closest("button").click());
+  new IntersectionObserver((seen, watch) => { // far down a page it waits until the reader comes near
+    if (!seen.some(({ isIntersecting }) => isIntersecting)) return;
+    watch.disconnect();
+    first.decode().then(() => first.closest("button").click());
+  }, { rootMargin: "50% 0%" }).observe(root);
 }
 
 for (const root of document.querySelectorAll(".flc-attack")) flcAttackPage(root);

@@ -331,6 +331,8 @@ def test_camera(browser, server):
 def test_chapter_has_it_and_others_load_nothing(visit, book):
     """Chapter 03 serves the same script; a page without the element neither loads nor starts it."""
     page = visit.go(OWN)
+    page.wait_for_timeout(1000)
+    assert page.workers == [], "it stands far down the page: nothing runs before the reader is near"
     page.locator(".flc-attack").scroll_into_view_if_needed()
     assert float(wait(page)["psnr"]) > 50
     assert "attack.js" not in (book / f"{OTHER}.html").read_text(encoding="utf-8")
@@ -350,4 +352,4 @@ def test_script_is_plain_and_small():
     """No dependency, no address, nothing that a page from a folder may not do; five pictures."""
     assert not re.search(r"\bimport\b|\bfetch\(|https?:|XMLHttpRequest|\bexport\b", SCRIPT)
     assert len(BUNDLED) == 5 and set(BUNDLED) <= set(PHOTOS.classes)
-    assert len(SCRIPT.splitlines()) < 560
+    assert len(SCRIPT.splitlines()) < 570
