@@ -31,7 +31,7 @@ def sign_flip(honest: Tensor, own: Tensor, *, scale: float = 1.0) -> Tensor:
     round only if ``f · scale > n − f``. Chapter 15.
     Raises ``ValueError`` for rows that do not fit or a scale that is not positive and finite.
     """
-    _check(honest, own, least=0)
+    check_rows(honest, own, least=0)
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale={scale} must be a positive number: the minus sign is the attack's")
     return -scale * own
@@ -42,7 +42,7 @@ def constant(honest: Tensor, own: Tensor, *, value: float = 100.0) -> Tensor:
 
     Raises ``ValueError`` for rows that do not fit. ``value`` may be infinite or NaN.
     """
-    _check(honest, own, least=0)
+    check_rows(honest, own, least=0)
     return torch.full_like(own, value)
 
 
@@ -55,7 +55,7 @@ def gaussian(
     Descent", section 5. Chapter 16.
     Raises ``ValueError`` for rows that do not fit or a ``std`` that is not positive and finite.
     """
-    _check(honest, own, least=0)
+    check_rows(honest, own, least=0)
     if not (std > 0 and math.isfinite(std)):
         raise ValueError(f"std={std} must be a positive number")
     return std * torch.randn(own.shape, generator=generator, dtype=own.dtype).to(own.device)
@@ -75,7 +75,7 @@ def alie(honest: Tensor, own: Tensor, *, z: float | None = None) -> Tensor:
     Raises ``ValueError`` for rows that do not fit, fewer than two honest ones, or a ``z`` that is
     not finite.
     """
-    _check(honest, own, least=2)
+    check_rows(honest, own, least=2)
     if z is None:
         z = alie_z(len(honest) + len(own), len(own))
     if not math.isfinite(z):
@@ -112,7 +112,7 @@ def ipm(honest: Tensor, own: Tensor, *, scale: float = 0.5) -> Tensor:
     Raises ``ValueError`` for rows that do not fit, no honest ones, or a scale that is not positive
     and finite.
     """
-    _check(honest, own, least=1)
+    check_rows(honest, own, least=1)
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale={scale} must be a positive number: the minus sign is the attack's")
     return _repeat(-scale * honest.mean(dim=0), own)
@@ -130,7 +130,7 @@ def min_max(honest: Tensor, own: Tensor, *, direction: str = "spread") -> Tensor
     Raises ``ValueError`` for rows that do not fit, fewer than two honest ones, or an unknown
     direction.
     """
-    _check(honest, own, least=2)
+    check_rows(honest, own, least=2)
     mean, push, centred = _pushed(honest, direction)
     squares = centred.square().sum(dim=1)
     gram = centred @ centred.T
@@ -152,7 +152,7 @@ def min_sum(honest: Tensor, own: Tensor, *, direction: str = "spread") -> Tensor
     Source: Shejwalkar & Houmansadr 2021, section IV (there γ by bisection). Chapter 16.
     Raises ``ValueError`` as ``min_max`` does.
     """
-    _check(honest, own, least=2)
+    check_rows(honest, own, least=2)
     mean, push, centred = _pushed(honest, direction)
     length = push.norm()
     gamma = centred.norm(dim=1).max() / length if length > 0 else length
@@ -170,7 +170,7 @@ def mimic(honest: Tensor, own: Tensor, *, target: int | None = None) -> Tensor:
     Bucketing", section 3.2 and appendix B. Chapter 16.
     Raises ``ValueError`` for rows that do not fit, no honest ones, or no such target.
     """
-    _check(honest, own, least=1)
+    check_rows(honest, own, least=1)
     if target is None:
         target = most_apart(honest)
     if not 0 <= target < len(honest):
@@ -206,7 +206,8 @@ def _repeat(row: Tensor, own: Tensor) -> Tensor:
     return row.to(own).expand_as(own).clone()
 
 
-def _check(honest: Tensor, own: Tensor, *, least: int) -> None:
+def check_rows(honest: Tensor, own: Tensor, *, least: int = 0) -> None:
+    """Refuse rows that are no ``[n − f, d]`` and ``[f, d]`` of one float dtype, or too few."""
     if honest.dim() != 2 or own.dim() != 2 or honest.shape[1] != own.shape[1]:
         raise ValueError(
             f"expected honest rows [n - f, d] and the liars' own rows [f, d], got "

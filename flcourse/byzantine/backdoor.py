@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flcourse.byzantine.attacks import check_rows
 from flcourse.data import Client, Dataset
 from flcourse.fedavg import evaluate
 from flcourse.privacy.clipping import exact, row_norms
@@ -112,6 +113,7 @@ def model_replacement(
     ("train-and-scale", equation 5). Chapter 17.
     Raises ``ValueError`` for a ``scale`` or ``max_norm`` that is not positive.
     """
+    check_rows(honest, own)
     for name, value in (("scale", scale), ("max_norm", max_norm)):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}={value} must be a positive number")

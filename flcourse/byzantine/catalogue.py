@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flcourse.byzantine import attacks
+from flcourse.byzantine import attacks, backdoor
+from flcourse.byzantine import suppression as cancelling
 from flcourse.fedavg import RoundContext, Transform
 
 KNOWLEDGE = ("own row", "mean of the honest rows", "mean and spread", "all honest rows")
@@ -46,6 +47,9 @@ ATTACKS: dict[str, Lie] = {
     "min_max": Lie(attacks.min_max, "all honest rows", "Shejwalkar & Houmansadr 2021"),
     "min_sum": Lie(attacks.min_sum, "all honest rows", "Shejwalkar & Houmansadr 2021"),
     "mimic": Lie(attacks.mimic, "all honest rows", "Karimireddy et al. 2022"),
+    "suppression": Lie(cancelling.suppression, "own row"),
+    "stealth_suppression": Lie(cancelling.stealth_suppression, "own row"),
+    "model_replacement": Lie(backdoor.model_replacement, "own row", "Bagdasaryan et al. 2020"),
 }
 
 

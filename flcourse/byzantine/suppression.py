@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from flcourse.byzantine.attacks import check_rows
 from flcourse.privacy.clipping import exact
 
 
@@ -103,10 +104,7 @@ def _envelope(lengths: Tensor, width: float) -> tuple[Tensor, Tensor]:
 
 def _carried(honest: Tensor, own: Tensor, target: int | None) -> Tensor:
     """What each colluder adds so that only the target is left: ``−Σ_{j≠t} honest_j / f``."""
-    if honest.dim() != 2 or own.dim() != 2 or honest.shape[1] != own.shape[1]:
-        raise ValueError(
-            f"expected rows [n - f, d] and [f, d], got {list(honest.shape)} and {list(own.shape)}"
-        )
+    check_rows(honest, own)
     if len(own) < 2:
         raise ValueError(
             f"{len(own)} colluder(s) cannot cancel each other: at least two are needed"
