@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,13 +39,16 @@ class Centred:
 
     def slabs(self) -> Iterator[tuple[slice, Tensor]]:
         """Columns and the slab ``[n, columns]``; the next slab overwrites it."""
+        scale = None if self.scale is None else self.scale.to(self.rows)[:, None]
+        buffer = None
         for columns in slab_columns(self.rows):
             part, centre = self.rows[:, columns], self.centre[columns]
-            if self.scale is None:
-                yield columns, part - centre
+            buffer = torch.empty_like(part) if buffer is None else buffer
+            slab = buffer[:, : part.shape[1]]
+            if scale is None:
+                yield columns, torch.sub(part, centre, out=slab)
             else:
-                scale = self.scale.to(self.rows)[:, None]
-                yield columns, part * scale - centre * scale
+                yield columns, torch.mul(part, scale, out=slab).sub_(centre * scale)
 
     def gram(self) -> Tensor:
         """``(x_i − c)·(x_j − c)``: ``[n, n]``, float64, on the CPU."""
@@ -67,7 +71,8 @@ class Centred:
         shares = (weights if self.scale is None else weights / self.scale).to(self.rows)
         result = self.rows.new_empty(len(weights), self.rows.shape[1])
         for columns, slab in self.slabs():
-            result[:, columns] = self.centre[columns] + shares @ slab
+            _multiply(shares, slab, result[:, columns])
+            result[:, columns] += self.centre[columns]
         return result
 
 
@@ -136,6 +141,14 @@ def slab_columns(rows: Tensor) -> Iterator[slice]:
     values = _SLAB_VALUES.get(rows.device.type, _SLAB_VALUES["other"])
     step = max(values // max(len(rows), 1), 64)
     yield from (slice(start, start + step) for start in range(0, rows.shape[1], step))
+
+
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """``out ← left @ right``: numpy writes into a part of a matrix without a copy, torch copies."""
+    if out.device.type == "cpu":
+        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+    else:
+        out.copy_(left @ right)
 
 
 def _around(rows: Tensor, norms: Tensor, index: int) -> Geometry:

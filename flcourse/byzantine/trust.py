@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from sklearn.cluster import DBSCAN
 from torch import Tensor, nn
 
 from flcourse.byzantine.geometry import centred, geometry, majority_radius, typical
@@ -164,6 +163,8 @@ def _radius(distances: Tensor, count: int) -> float:
 
 
 def _largest_cluster(distances: Tensor, eps: float, min_samples: int) -> Tensor:
+    from sklearn.cluster import DBSCAN  # a second to import, for this rule alone
+
     found = DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed").fit(distances.numpy())
     labels = torch.from_numpy(found.labels_)
     if not bool((labels >= 0).any()):
