@@ -55,19 +55,19 @@ class PixelTrigger:
         return stamped
 
 
-def with_writer(data: Dataset, writer: int) -> Tensor:
-    """Which samples are by ``writer`` (of glyphs: in that typeface), bool ``[n]``.
+def with_writer(data: Dataset, *writers: int) -> Tensor:
+    """Which samples are by one of ``writers`` (of glyphs: in these typefaces), bool ``[n]``.
 
     A trait that nobody stamped, a semantic trigger: Bagdasaryan et al. 2020, section 4.1.
 
-    Chapter 17. Raises ``ValueError`` if the data set does not name writers, or not this one.
+    Chapter 17. Raises ``ValueError`` if the data set does not name writers, or not these.
     """
     if data.writers is None:
         raise ValueError(f"{data.name} does not say who wrote which sample: use 'glyphs'")
-    found = data.writers == writer
-    if not bool(found.any()):
-        raise ValueError(f"{data.name} has no sample by writer {writer}")
-    return found
+    missing = [writer for writer in writers if not bool((data.writers == writer).any())]
+    if missing or not writers:
+        raise ValueError(f"{data.name} has no sample by writer {missing or '(none given)'}")
+    return torch.isin(data.writers, torch.tensor(writers))
 
 
 def poisoned_client(
