@@ -8,6 +8,10 @@ from flcourse.secagg import secure_sum
 
 VALUES, MASKS = (8, 5, 11), {(2, 1): 4, (3, 1): 7, (3, 2): 2}
 WORDS = {name: np.arange(2**16, dtype=np.uint32) << 16 for name in ("a", "b", "c")}
+TIMED = {
+    10: {"client": (0.01, 0.03, 0.02), "server": (0.1,)},
+    1000: {"client": (0.2,), "server": (3.0, 5.0, 4.0)},
+}
 
 
 def sequence(**dropouts: list[int]) -> viz.Figure:
@@ -21,6 +25,7 @@ FIGURES = {
     "words": lambda: viz.word_histograms(WORDS, 32),
     "sequence": sequence,
     "bytes": lambda: viz.bytes_over_plain((10, 100), {"all pairs": (1.0, 1.5)}),
+    "seconds": lambda: viz.round_seconds({"all pairs": TIMED, "neighbours": TIMED}, TIMED),
 }
 
 
@@ -36,6 +41,8 @@ def test_captions_are_computed_from_what_is_drawn() -> None:
     assert "12 σ at a scale of 1 and 0.4 σ at 100" in FIGURES["normal"]().caption
     assert "a: 1.6 to 1.6 %" in FIGURES["words"]().caption
     assert "all pairs: 1.50" in FIGURES["bytes"]().caption
+    seconds = FIGURES["seconds"]().caption  # the middle of the runs
+    assert "server, all pairs: 4.0 s at 1,000; client, all pairs: 200 ms at 1,000" in seconds
 
 
 def test_the_sequence_names_who_vanishes_and_what_is_sent() -> None:

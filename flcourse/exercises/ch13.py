@@ -1,4 +1,7 @@
-"""Checks of chapter 13: masks modulo 2^k by hand, shares put together, whose update was it."""
+"""Checks of chapter 13: masks modulo 2^k by hand, shares put together, whose update was it.
+
+13.3 is in ``_shares13``, 13.4 in ``_signatures13``.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from flcourse.exercises import _shares13, _signatures13
 from flcourse.exercises._core import Wrong, exercise
 from flcourse.secagg.shamir import split_plain
 
 Masks = dict[tuple[int, int], int]
+ELSEWHERE = _shares13, _signatures13  # imported, so registered
 LENGTH, CLIENTS, WEAK_SEEDS = 400, 5, 2**12
 WORD = 2**16
 
@@ -209,7 +214,7 @@ def _renumbered(shares: Mapping[int, int], prime: int) -> int:
     return _lagrange(dict(enumerate(shares.values(), start=1)), prime)
 
 
-# --- 13.3 -----------------------------------------------------------------------------------------
+# --- 13.5 -----------------------------------------------------------------------------------------
 
 
 def expand(seed: int, length: int = LENGTH) -> NDArray[np.int64]:
@@ -229,8 +234,8 @@ class Log(NamedTuple):
 
 
 @exercise(
-    "13.3",
-    title="find the flaw",
+    "13.5",
+    title="find the flaw: the masks",
     hints=(
         "Three flaws. Floats: which candidate is nearest? (The squared distance adds up over all "
         "values; the masks do not.) Words: take away every opened mask, sign · expand(seed), "

@@ -52,6 +52,7 @@ from flcourse.viz.secagg_13 import (
     masked_sum,
     message_sequence,
     normal_masks,
+    round_seconds,
     word_histograms,
 )
 
@@ -105,6 +106,7 @@ __all__ = [
     "record_table_comparison",
     "recovered_grid",
     "round_diagram",
+    "round_seconds",
     "scores_by_rounds",
     "slots",
     "success_over_seeds",

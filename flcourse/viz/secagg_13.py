@@ -300,3 +300,52 @@ def bytes_over_plain(
     )
     alt = "Lines over the number of clients: all pairs rises, a hundred neighbours stays flat."
     return Figure(canvas, alt=alt, caption=join(text, caption))
+
+
+Timed = Mapping[int, Mapping[str, Sequence[float]]]
+
+
+@house_style
+def round_seconds(
+    by_clients: Mapping[str, Timed], by_entries: Timed, *, caption: str = ""
+) -> Figure:
+    """CPU seconds of one client and of the server, against clients and against entries, log-log.
+
+    ``by_clients[graph][n]`` and ``by_entries[d]`` hold ``client`` and ``server``, a value a run.
+    The first graph is drawn solid, the others dashed.
+    """
+    canvas, panels = new_figure(PAGE_WIDTH, 3.6, columns=2, sharey=True)
+    styles = ("-", (0, (3, 2)))
+    lines = [
+        (panels[0], f"{who}, {graph}", who, style, cells)
+        for (graph, cells), style in zip(by_clients.items(), styles, strict=False)
+        for who in ("server", "client")
+    ]
+    lines += [(panels[1], who, who, "-", by_entries) for who in ("server", "client")]
+    ends: tuple[list[Any], list[Any]] = ([], [])
+    for axes, name, who, style, cells in lines:
+        x = np.array(sorted(cells), dtype=float)
+        runs = [np.asarray(cells[int(size)][who], dtype=float) for size in x]
+        middle = np.array([np.median(values) for values in runs])
+        axes.plot(x, middle, ls=style, color=COLOURS[who], lw=2)
+        for place, values in zip(x, runs, strict=True):
+            axes.plot([place] * len(values), values, "o", color=COLOURS[who], ms=4)
+        ends[axes is panels[1]].append((float(x[-1]), float(middle[-1]), name, COLOURS[who]))
+    for axes, label in zip(panels, ("clients", "values in a row"), strict=True):
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        axes.minorticks_off()
+    panels[0].set_ylabel("seconds of one core")
+    canvas.draw_without_rendering()
+    for axes, names in zip(panels, ends, strict=True):
+        label_ends(axes, names)
+    said = [f"{name}: {_seconds(y)} at {x:,.0f}" for part in ends for x, y, name, _ in part]
+    text = f"Left, by clients: {'; '.join(said[:-2])}. Right, by values: {'; '.join(said[-2:])}."
+    alt = (
+        "Rising lines on logarithmic scales: the server above a client; with neighbours the "
+        "client's line is lower; against the length of the row the lines are flat at first."
+    )
+    return Figure(canvas, alt=alt, caption=join(text, caption))
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f} s" if value >= 1 else f"{1000 * value:.0f} ms"
