@@ -5,7 +5,7 @@
 Each scheme encrypts updates of a few sizes, adds those of five clients and decrypts the sum, on one
 core, timed by the processor's clock (so other programs do not count). Schemes that are too slow for
 the whole update are extrapolated from the largest size, in proportion, and marked. Masks
-(chapter 13) stand beside them, as one client's whole work in a complete graph.
+(chapter 13) stand beside them: one client's masked row in a complete graph, as many bits a value.
 About a minute. Chapter 14 shows it.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from flcourse.claims import save_stored
 from flcourse.secagg.ciphers import Plan
-from flcourse.secagg.field import FixedPoint
+from flcourse.secagg.field import pack
 from flcourse.secagg.homomorphic import Adder, KeyHolder
 from flcourse.secagg.masking import add_masks
 
@@ -69,15 +69,15 @@ def measured(name: str, size: int) -> dict[str, float]:
 
 
 def masked(size: int) -> dict[str, float]:
-    """The same for masks: fixed point, and a mask for each of four neighbours and oneself."""
-    codec = FixedPoint(CLIP, CLIENTS, 32)
+    """The same for masks: fixed point, a mask for each of four neighbours and oneself, packed."""
+    codec = Plan(size, CLIENTS, CLIP, PRECISION).codec
     values = rows(size)[0]
     seeds = [bytes([i] * 32) for i in range(CLIENTS)]
 
     def work() -> bytes:
         words = codec.encode(values)
         add_masks(words, [(seed, 1) for seed in seeds])
-        return words.tobytes()
+        return pack(words, codec.bits)
 
     sent, encrypt = timed(work)
     return {"values": size, "encrypt": encrypt, "bytes": len(sent)}
