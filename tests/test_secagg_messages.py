@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import pickle
 
+import numpy as np
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flcourse.secagg import homomorphic_sum, secure_sum
 from flcourse.secagg import messages as wire
 from flcourse.secagg.errors import ProtocolError
 from flcourse.secagg.messages import Keys, Kind
@@ -198,3 +203,22 @@ def test_a_damaged_message_never_crashes_a_client(stage, data):
     except ProtocolError:
         with pytest.raises(ProtocolError, match="its round is over"):
             step(game.inbox[1])
+
+
+def test_nothing_is_ever_unpickled(monkeypatch):
+    """Whoever unpickles a message runs its sender's code."""
+
+    def refuse(*args, **options):
+        raise AssertionError("a message was unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    rows = np.ones((4, 5))
+    result = secure_sum(rows, clip=1.0, dropouts={"masked_input": [1]})
+    assert np.allclose(result.total, 3, atol=1e-6)
+    for scheme, module in (("paillier", "phe"), ("bfv", "tenseal"), ("ckks", "tenseal")):
+        if importlib.util.find_spec(module):
+            options = {"key_bits": 1024} if scheme == "paillier" else {}
+            total = homomorphic_sum(rows, clip=1.0, scheme=scheme, **options).total
+            assert np.allclose(total, 4, atol=1e-3), scheme
