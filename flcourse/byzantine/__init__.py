@@ -35,11 +35,13 @@ from flcourse.byzantine.groups import (
     spoilt_groups,
     tolerated_liars,
 )
+from flcourse.byzantine.matrix import Cell, Undefined, run_cell, run_matrix
 from flcourse.byzantine.mixing import bucketing, nearest_neighbour_mixing
 from flcourse.byzantine.poisoning import label_flip, poison
 from flcourse.byzantine.rules import MIXINGS, RULES, RobustAggregate, Rule, as_aggregate
 from flcourse.byzantine.screening import Condition, DroppedRows, screen
 from flcourse.byzantine.selection import bulyan, krum, krum_scores, multi_krum
+from flcourse.byzantine.setting import Federation, Setting, federation
 from flcourse.byzantine.suppression import stealth_suppression, suppression
 from flcourse.byzantine.trust import cluster_filter, fltrust, root_set, root_update
 
@@ -48,14 +50,18 @@ __all__ = [
     "MIXINGS",
     "RULES",
     "BackdoorScore",
+    "Cell",
     "Condition",
     "DroppedRows",
+    "Federation",
     "GroupView",
     "Grouped",
     "Lie",
     "PixelTrigger",
     "RobustAggregate",
     "Rule",
+    "Setting",
+    "Undefined",
     "alie",
     "alie_z",
     "as_aggregate",
@@ -68,6 +74,7 @@ __all__ = [
     "cluster_filter",
     "constant",
     "coordinate_median",
+    "federation",
     "fltrust",
     "gaussian",
     "geometric_median",
@@ -89,6 +96,8 @@ __all__ = [
     "poisoned_client",
     "root_set",
     "root_update",
+    "run_cell",
+    "run_matrix",
     "screen",
     "sign_flip",
     "spoilt_groups",
