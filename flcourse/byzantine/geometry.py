@@ -21,8 +21,9 @@ from flcourse.byzantine.screening import admitted, lengths
 
 _SLAB_VALUES = {"cpu": 2**19, "other": 2**25}
 # A row longer than 2^high, or shorter than 2^low, is multiplied by a power of two, which is exact,
-# before its square overflows or underflows. Beyond 2^most float64 has no squares either.
-_EXPONENTS = {torch.float32: (-30, 60, 140), torch.float64: (-240, 240, 480)}
+# before its square overflows or underflows.
+_EXPONENTS = {torch.float32: (-30, 60), torch.float64: (-240, 240)}
+_LONGEST = 2.0**480  # in a product of rows: the square of more is no float64
 _FAR = 1e3  # (distance² of the centre from most) / (least such distance²): the centre is a liar
 
 
@@ -51,11 +52,19 @@ class Centred:
                 yield columns, torch.mul(part, scale, out=slab).sub_(centre * scale)
 
     def gram(self) -> Tensor:
-        """``(x_i − c)·(x_j − c)``: ``[n, n]``, float64, on the CPU."""
+        """``(x_i − c)·(x_j − c)``: ``[n, n]``, float64, on the CPU.
+
+        Rows of float64 beyond 2⁴⁸⁰ count as that long.
+        """
         total = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64)
         for _, slab in self.slabs():
             total += (slab @ slab.T).cpu().double()
-        return total if self.scale is None else total / self.scale / self.scale[:, None]
+        total = (total + total.T) / 2  # a product of matrices is not symmetric to the bit
+        if self.scale is None:
+            return total
+        longest = total.diagonal().sqrt()
+        back = torch.minimum(1 / self.scale, _LONGEST / longest.clamp(min=1))
+        return total * back * back[:, None]
 
     def lengths(self) -> Tensor:
         """``‖x_i − c‖``: ``[n]``, float64, on the CPU."""
@@ -126,9 +135,9 @@ def typical(norms: Tensor) -> int:
 
 def centred(rows: Tensor, norms: Tensor, centre: Tensor) -> Centred:
     """``x_i − c`` for any centre ``[d]``, scaled where squares would leave the range of floats."""
-    low, high, most = _EXPONENTS[rows.dtype]
+    low, high = _EXPONENTS[rows.dtype]
     longest = torch.maximum(norms, lengths(centre[None]))
-    exponent = torch.frexp(longest).exponent.clamp(max=most)
+    exponent = torch.frexp(longest).exponent
     exponent = torch.where(longest > 0, exponent, torch.zeros_like(exponent))
     over, under = (exponent - high).clamp(min=0), (low - exponent).clamp(min=0, max=2 * high)
     if not bool((over + under).any()):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flcourse.byzantine.coordinates import average, middle, sorted_slabs
+from flcourse.byzantine.coordinates import average, sorted_slabs
 from flcourse.byzantine.geometry import geometry
 from flcourse.byzantine.screening import Condition, admitted
 
@@ -17,16 +18,16 @@ def krum(rows: Tensor, num_byzantine: int) -> Tensor:
     """The one row with the least ``Σ |x_i − x_j|²`` over its ``n − f − 2`` nearest others ``j``.
 
     ``[n, d] -> [d]``. Distances are squared, and a row is no neighbour of itself. Of equal scores
-    the first row wins. What one honest client sent is a noisy step: where clients differ, Krum
-    is worse than the mean unless somebody lies. Weights are ignored.
+    the one wins whose next neighbour is nearer. What one client sent is a noisy step: where clients
+    differ, Krum is worse than the mean unless somebody lies. Weights are ignored.
 
     Source: Blanchard et al. 2017, "Machine Learning with Adversaries", section 4. Chapter 15.
     Raises ``ValueError`` unless ``n ≥ 2f + 3``, of the rows left after ``DroppedRows``.
     """
     rows, norms = admitted(rows, "krum")
     KRUM.check("krum", len(rows), num_byzantine)
-    scores = krum_scores(geometry(rows, norms).squared, num_byzantine)
-    return rows[int(scores.argmin())].clone()
+    best = _ranking(geometry(rows, norms).squared, num_byzantine)[0]
+    return rows[best].clone()
 
 
 def multi_krum(rows: Tensor, num_byzantine: int, num_selected: int | None = None) -> Tensor:
@@ -47,7 +48,7 @@ def multi_krum(rows: Tensor, num_byzantine: int, num_selected: int | None = None
             f"num_selected={count} must lie in 1 … n − f = {most}: more would take a liar in"
         )
     around = geometry(rows, norms)
-    best = krum_scores(around.squared, num_byzantine).sort(stable=True).indices[:count]
+    best = _ranking(around.squared, num_byzantine)[:count]
     weights = torch.zeros(1, len(rows), dtype=torch.float64)
     weights[0, best] = 1 / count
     return around.centred.combine(weights)[0]
@@ -77,17 +78,34 @@ def krum_scores(squared: Tensor, num_byzantine: int) -> Tensor:
 
     Chapter 15. Of fewer rows than Krum needs (late in Bulyan) at least one neighbour counts.
     """
-    neighbours = max(len(squared) - num_byzantine - 2, 1)
-    nearest = squared.clone().fill_diagonal_(-1).sort(dim=1).values[:, 1 : 1 + neighbours]
-    return nearest.sum(dim=1)
+    return _nearest_others(squared)[:, : _neighbours(squared, num_byzantine)].sum(dim=1)
+
+
+def _neighbours(squared: Tensor, num_byzantine: int) -> int:
+    return max(len(squared) - num_byzantine - 2, 1)
+
+
+def _nearest_others(squared: Tensor) -> Tensor:
+    return squared.clone().fill_diagonal_(-1).sort(dim=1).values[:, 1:]
+
+
+def _ranking(squared: Tensor, num_byzantine: int) -> list[int]:
+    """Rows by Krum score, least first; of equal scores by that with one neighbour more.
+
+    Ties are no accident: with one neighbour, two rows nearest to each other always tie, and the
+    order of the rows would decide.
+    """
+    nearest, count = _nearest_others(squared), _neighbours(squared, num_byzantine)
+    keys = (nearest[:, : count + 1].sum(dim=1), nearest[:, :count].sum(dim=1))
+    return np.lexsort(tuple(key.numpy() for key in keys)).tolist()
 
 
 def _choose(squared: Tensor, num_byzantine: int) -> Tensor:
     """Krum's choice again and again, without what was chosen before: ``[n − 2f]`` row indices."""
     left, chosen = list(range(len(squared))), []
     for _ in range(len(squared) - 2 * num_byzantine):
-        scores = krum_scores(squared[left][:, left], num_byzantine)
-        chosen.append(left.pop(int(scores.argmin())))
+        best = _ranking(squared[left][:, left], num_byzantine)[0]
+        chosen.append(left.pop(best))
     return torch.tensor(sorted(chosen))
 
 
@@ -97,7 +115,9 @@ def _nearest_middle(ordered: Tensor, count: int) -> Tensor:
     They are neighbours in the order. The run moves up by one while the value that it gains is
     nearer than the one that it loses, ``s_k + s_(k+count) < 2·median``; that sum only grows with k.
     """
-    half = 0.5 * ordered  # sums of halves do not overflow
-    gains = half[:, : ordered.shape[1] - count] + half[:, count:] < middle(ordered)[:, None]
+    size = ordered.shape[1]
+    # Relative to the lower median, which keeps the digits; in halves, which do not overflow.
+    half = 0.5 * ordered - 0.5 * ordered[:, (size - 1) // 2, None]
+    gains = half[:, : size - count] + half[:, count:] < half[:, size // 2, None]
     first = gains.sum(dim=1, keepdim=True)
     return ordered.gather(1, first + torch.arange(count, device=ordered.device))
