@@ -9,7 +9,7 @@ is shorter by f/n. With ``target`` the colluders cancel the other honest rows as
 then must know.
 
 A robust rule sees pairs of opposite rows around one honest row, and may well return that row
-itself, not divided by n: the coordinate-wise median of t and ±M is t wherever |t| < |M|.
+itself, not divided by n: the coordinate-wise median of t and ±M is t wherever ``|t| < |M|``.
 """
 
 from __future__ import annotations
