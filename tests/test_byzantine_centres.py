@@ -91,11 +91,22 @@ def test_a_majority_that_agrees_is_the_median_to_the_bit() -> None:
     assert torch.equal(geometric_median(rows.flip(0)), rows[0])
 
 
+def test_where_the_minimum_is_flat_it_ends_on_it() -> None:
+    """Two equal camps: every point between is a geometric median; so is the result."""
+    rows = torch.cat([rows_of(10, 100) * 0.01, rows_of(10, 100, 1) * 0.01 + 100]).double()
+
+    def cost(z):
+        return float((rows - z).norm(dim=1).sum())
+
+    least = min(cost(t * rows[:10].mean(0) + (1 - t) * rows[10:].mean(0)) for t in (0.2, 0.5, 0.8))
+    assert cost(geometric_median(rows)) <= least * (1 + 1e-6)
+
+
 def test_geometric_median_refuses() -> None:
     with pytest.raises(ValueError, match="tolerance=0"):
         geometric_median(rows_of(3, 2), tolerance=0)
-    with pytest.raises(RuntimeError, match="max_iterations=2"):
-        geometric_median(rows_of(9, 2), max_iterations=2)
+    with pytest.raises(ValueError, match="max_iterations"):
+        geometric_median(rows_of(9, 2), max_iterations=0)
 
 
 # --- centred clipping --------------------------------------------------------------------------

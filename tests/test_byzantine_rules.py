@@ -199,6 +199,26 @@ def test_rows_that_are_not_finite_are_left_out_and_said(name: str) -> None:
     assert torch.equal(result, RULES[name].function(kept, **options))
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_what_runs_where_numpy_cannot_gives_the_same(name: str, monkeypatch) -> None:
+    """The branch for a GPU, run here."""
+    rows = torch.cat([honest_rows(N - F), -honest_rows(F, 9)])
+    wanted = apply(name, rows)
+    for module in (byzantine.geometry, byzantine.coordinates):
+        monkeypatch.setattr(module, "on_cpu", lambda values: False)
+    torch.testing.assert_close(apply(name, rows), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_gpu_gives_the_same_and_keeps_it_there(name: str) -> None:
+    rows = torch.cat([honest_rows(N - F), torch.full((F, D), -3e38)])
+    result = apply(name, rows.cuda())
+    assert result.device.type == "cuda"
+    torch.testing.assert_close(result.cpu(), apply(name, rows), rtol=1e-4, atol=1e-5)
+
+
 # --- as_aggregate ------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flcourse.byzantine.geometry import centred, slab_columns, typical
+from flcourse.byzantine.geometry import centred, on_cpu, slab_columns, typical
 from flcourse.byzantine.screening import Condition, admitted
 
 MAJORITY = Condition(2, 1)
@@ -86,7 +86,7 @@ def sorted_slabs(rows: Tensor, chosen: Tensor | None = None) -> Iterator[tuple[s
 
 
 def _sort(part: Tensor) -> Tensor:
-    if part.device.type != "cpu":
+    if not on_cpu(part):
         return part.sort(dim=0).values.T
     lines = np.ascontiguousarray(part.numpy().T)
     lines.sort(axis=1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from flcourse.byzantine.screening import admitted, lengths
 
 _SLAB_VALUES = {"cpu": 2**19, "other": 2**25}
+_LEAST_COLUMNS = 2**10  # of many rows: adding up [n, n] for each slab would cost more than it
 # A row longer than 2^high, or shorter than 2^low, is multiplied by a power of two, which is exact,
 # before its square overflows or underflows.
 _EXPONENTS = {torch.float32: (-30, 60), torch.float64: (-240, 240)}
@@ -145,16 +146,21 @@ def centred(rows: Tensor, norms: Tensor, centre: Tensor) -> Centred:
     return Centred(rows, centre, torch.ldexp(torch.ones_like(longest), under - over))
 
 
+def on_cpu(values: Tensor) -> bool:
+    """Whether numpy can work on these values where they are."""
+    return values.device.type == "cpu"
+
+
 def slab_columns(rows: Tensor) -> Iterator[slice]:
     """Slices of columns, so that ``[n, columns]`` fits the cache (on a GPU: is worth a launch)."""
     values = _SLAB_VALUES.get(rows.device.type, _SLAB_VALUES["other"])
-    step = max(values // max(len(rows), 1), 64)
+    step = max(values // max(len(rows), 1), _LEAST_COLUMNS)
     yield from (slice(start, start + step) for start in range(0, rows.shape[1], step))
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
     """``out ← left @ right``: numpy writes into a part of a matrix without a copy, torch copies."""
-    if out.device.type == "cpu":
+    if on_cpu(out):
         np.matmul(left.numpy(), right.numpy(), out=out.numpy())
     else:
         out.copy_(left @ right)
