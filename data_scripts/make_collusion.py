@@ -1,0 +1,126 @@
+"""Make the stored result `collusion`: what each rule gives away of the one client that is honest.
+
+    python data_scripts/make_collusion.py        # about 6 minutes on one core
+
+Five clients send the gradient of one photo each; four of them lie so that only client 3 is left.
+The rule's result is read by someone who knows which rule it was and what the four sent, and
+inverted as in chapter 06. Chapter 17 shows it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flcourse.attacks import Leak, match_gradients, observe_gradient, score
+from flcourse.byzantine import (
+    centered_clipping,
+    coordinate_median,
+    fltrust,
+    geometric_median,
+    krum,
+    mean,
+    stealth_suppression,
+    suppression,
+)
+from flcourse.claims import save_stored
+from flcourse.data import load_dataset
+from flcourse.models import LeNet
+from flcourse.runtime import generator
+
+SEEDS = (0, 1, 2, 3)
+ORDER = (1, 2, 0, 3, 4)  # client 3, counted from 1, has the first photo
+VICTIM, ROOT = 2, 5  # the victim's row, and the photo that the server of FLTrust has
+LIES = ("nobody lies", "suppression", "stealth")
+
+
+def typical(rows: Tensor) -> float:
+    """The median length of the rows."""
+    return float(rows.norm(dim=1).median())
+
+
+RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda rows, root: mean(rows),
+    "median": lambda rows, root: coordinate_median(rows),
+    "Krum": lambda rows, root: krum(rows, 1),
+    "geometric median": lambda rows, root: geometric_median(rows),
+    "centred clipping": lambda rows, root: centered_clipping(rows, typical(rows)),
+    "FLTrust": fltrust,
+}
+
+
+@functools.cache
+def messages(seed: int) -> tuple[nn.Module, tuple[Leak, ...], Tensor]:
+    """The network, the five clients' messages, and what the server would have sent itself."""
+    photos = load_dataset("photos").train
+    network = LeNet(num_classes=100, seed=seed)
+    leaks = [
+        observe_gradient(network, photos.inputs[k : k + 1], photos.labels[k : k + 1])
+        for k in (*ORDER, ROOT)
+    ]
+    return network, tuple(leaks[:-1]), leaks[-1].row
+
+
+def told(lie: str, seed: int) -> tuple[Tensor, Tensor]:
+    """What the five send, and what of it the four colluders know."""
+    rows = torch.stack([leak.row for leak in messages(seed)[1]])
+    liars = [k for k in range(len(ORDER)) if k != VICTIM]
+    if lie != "nobody lies":
+        attack = suppression if lie == "suppression" else stealth_suppression
+        draw = generator(seed, "colluders")
+        rows[liars] = attack(rows[[VICTIM]], rows[liars], generator=draw)
+    return rows, rows[liars]
+
+
+def read(rule: str, result: Tensor, lies: Tensor) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+    """The message that a reader makes of the result, what it says of it, how it searches."""
+    if rule == "mean":
+        return len(ORDER) * result, {}, {}
+    if rule == "median":  # below every lie, a value is the victim's own
+        kept = result.abs() < lies.abs().min(dim=0).values
+        return result * kept, {}, {"support": "kept"}
+    return result / result.norm(), {"normalised": True}, {}
+
+
+def cell(lie: str, rule: str, seed: int) -> dict[str, Any]:
+    """PSNR, floor and picture, and how far the rule's result points at the victim's row."""
+    network, leaks, root = messages(seed)
+    photos = load_dataset("photos").train
+    rows, lies = told(lie, seed)
+    result = RULES[rule](rows, root)
+    row, says, how = read(rule, result, lies)
+    found = match_gradients(network, leaks[VICTIM].with_row(row, **says), steps=150, **how)
+    scores = score(found, photos.inputs[:1], photos.labels[:1])
+    cosine = torch.nn.functional.cosine_similarity(result, rows[VICTIM], dim=0)
+    return {
+        "psnr": scores.psnr.item(),
+        "floor": scores.floor.item(),
+        "cosine": float(cosine),
+        "length": float(result.norm() / rows[VICTIM].norm()),
+        "picture": found.images[0].clamp(0, 1),
+    }
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {}
+    pictures = {}
+    for lie in LIES:
+        for rule in RULES:
+            cells = [cell(lie, rule, seed) for seed in SEEDS]
+            pictures[f"{lie}, {rule}"] = cells[0]["picture"]
+            results.setdefault(lie, {})[rule] = {
+                key: [one[key] for one in cells] for key in ("psnr", "floor", "cosine", "length")
+            }
+            print(lie, rule, results[lie][rule], flush=True)
+    config = {"seeds": SEEDS, "clients": len(ORDER), "steps": 150, "data": "photos",
+              "model": "LeNet"}  # fmt: skip
+    print(save_stored("collusion", config=config, results=results, pictures=pictures))
+
+
+if __name__ == "__main__":
+    main()
