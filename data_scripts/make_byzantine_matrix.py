@@ -12,45 +12,14 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from flcourse.byzantine.matrix import STANDARD_ATTACKS as ATTACKS
+from flcourse.byzantine.matrix import STANDARD_RULES as RULES
 from flcourse.byzantine.matrix import Cell, run_matrix
 from flcourse.byzantine.setting import Setting
 from flcourse.claims import save_stored
 
 SEEDS = (0, 1, 2, 3, 4)
 PARTITIONS = ("dirichlet", "iid")
-ATTACKS = (
-    "none",
-    "constant:value=nan",
-    "label_flip",
-    "sign_flip",
-    "sign_flip:scale=5",
-    "constant:value=100",
-    "gaussian:std=1",
-    "alie",
-    "alie:z=1.5",
-    "ipm:scale=0.5",
-    "ipm:scale=5",
-    "min_max",
-    "min_sum",
-    "mimic",
-    "suppression",
-    "stealth_suppression",
-)
-RULES = (
-    "mean",
-    "coordinate_median",
-    "trimmed_mean",
-    "krum",
-    "multi_krum",
-    "bulyan",
-    "geometric_median",
-    "centered_clipping",
-    "norm_filter",
-    "cluster_filter",
-    "fltrust",
-    "nearest_neighbour_mixing+trimmed_mean",
-    "bucketing:size=2+coordinate_median",
-)
 SETTING = Setting()
 
 
@@ -63,7 +32,7 @@ def kept(cells: list[Cell]) -> dict[str, Any]:
     stopped = [cell.stopped for cell in cells if cell.stopped]
     return {
         "accuracy": [cell.accuracy for cell in cells],
-        "cosine": [cell.cosine for cell in cells],
+        "cosine": [round(cell.cosine, 3) for cell in cells],
     } | ({"stopped": stopped[0]} if stopped else {})
 
 

@@ -16,6 +16,7 @@ PROGRAM = "python -m flcourse"
 COMMANDS = {  # name -> module, one line of help
     "train": ("flcourse.runs", "train a model by federated averaging, and keep the run"),
     "attack": ("flcourse.attack_runs", "recover private pictures from what a client sends"),
+    "byzantine": ("flcourse.byzantine_runs", "let clients lie, and try rules against it"),
     "data": ("flcourse.fetch", "list, download and verify data sets"),
 }
 EXAMPLES = f"""\
@@ -24,6 +25,7 @@ examples:
   {PROGRAM} train --partition dirichlet --alpha 0.1 --tag uneven
   {PROGRAM} train --tag uneven --resume         go on after Ctrl-C
   {PROGRAM} attack                              one photo, from one gradient
+  {PROGRAM} byzantine                           three lies against three rules
   {PROGRAM} data                                which data sets there are
   {PROGRAM} COMMAND --help                      all options of a command
 

@@ -31,6 +31,41 @@ from flcourse.vectors import flatten
 
 NONE, LABEL_FLIP = "none", "label_flip"
 
+# The rows and columns of chapter 16.
+STANDARD_ATTACKS = (
+    NONE,
+    "constant:value=nan",
+    LABEL_FLIP,
+    "sign_flip",
+    "sign_flip:scale=5",
+    "constant:value=100",
+    "gaussian:std=1",
+    "alie",
+    "alie:z=1.5",
+    "ipm:scale=0.5",
+    "ipm:scale=5",
+    "min_max",
+    "min_sum",
+    "mimic",
+    "suppression",
+    "stealth_suppression",
+)
+STANDARD_RULES = (
+    "mean",
+    "coordinate_median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "bulyan",
+    "geometric_median",
+    "centered_clipping",
+    "norm_filter",
+    "cluster_filter",
+    "fltrust",
+    "nearest_neighbour_mixing+trimmed_mean",
+    "bucketing:size=2+coordinate_median",
+)
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -122,6 +157,24 @@ def run_matrix(
                 except Undefined:
                     cell = None
                 yield attack, rule, seed, cell
+
+
+def check_names(
+    attacks: Iterable[str], rules: Iterable[str], setting: Setting, *, folder: str | None = None
+) -> dict[str, str]:
+    """Refuse unknown names and options before hours of training; say which rules are undefined.
+
+    Returns the reason for each rule that is not defined for ``f`` of ``n``. Raises ``ValueError``.
+    """
+    world, undefined = federation(setting, 0, folder), {}
+    for attack in attacks:
+        _lie(*parse(attack), world)
+    for rule in rules:
+        try:
+            build_rule(rule, setting, Watch(world.model, frozenset(), None), world, 0)
+        except Undefined as error:
+            undefined[rule] = str(error)
+    return undefined
 
 
 # --- what is watched ----------------------------------------------------------------------------

@@ -1,0 +1,45 @@
+"""Figures of chapter 16: what is drawn stands in caption and alt text."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from flcourse import viz
+from flcourse.byzantine.matrix import STANDARD_ATTACKS, STANDARD_RULES
+from flcourse.viz.byzantine_16 import SHORT, short
+
+TABLE = {
+    "none": {"mean": [0.9, 0.94], "krum": [0.7, 0.6], "bulyan": []},
+    "sign_flip:scale=5": {"mean": [0.1, 0.08], "krum": [0.7, 0.62], "bulyan": []},
+    "my_own": {"mean": [0.9, 0.9], "krum": [0.895, 0.9]},
+}
+FIGURES = {
+    "matrix": lambda: viz.lie_rule_matrix(TABLE, caption="More."),
+    "cosine": lambda: viz.lie_rule_matrix(TABLE, measure="cosine", title="IID"),
+    "lie": lambda: viz.rules_under_lie({"IID": TABLE, "uneven": TABLE}, "sign_flip:scale=5"),
+    "worse": lambda: viz.worse_than_the_mean(TABLE, noise=1),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_speaks_for_itself(name: str) -> None:
+    figure = FIGURES[name]()
+    assert len(figure.alt) > 20 and len(figure.caption) > 40
+    assert len(figure.html()) < 200_000 and figure.html() == FIGURES[name]().html()
+    assert Image.open(io.BytesIO(figure.png)).width == pytest.approx(2 * figure.width, abs=2)
+
+
+def test_captions_are_computed_from_what_is_drawn() -> None:
+    matrix, lie, worse = (FIGURES[name]() for name in ("matrix", "lie", "worse"))
+    assert "mean over 2 seeds" in matrix.caption and matrix.caption.endswith("More.")
+    assert "2 points in the median cell, 5 in the widest" in matrix.caption
+    assert "flip ×5: mean 9, Krum 66, Bulyan undefined" in matrix.alt
+    assert "Krum 66" in lie.caption and "mean without liars 92" in lie.caption
+    assert "Krum better in 1, worse in 1" in worse.caption
+
+
+def test_every_standard_name_has_a_short_one() -> None:
+    for name in (*STANDARD_ATTACKS, *STANDARD_RULES):
+        assert name in SHORT or short(name) == name
+    assert short("my_own:x=1") == "my own:x=1"
