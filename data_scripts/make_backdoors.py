@@ -51,7 +51,7 @@ SHARE = 0.4
 TRIGGERS = {"square": 0, "dotted zero": 8}  # name -> the class that it shall be taken for
 MONOSPACED = (4, 5, 6, 7)
 CLIPS = (0.5, 1.0, 2.0, 4.0)  # of the median length of all rows
-NOISES = (0.02, 0.05, 0.1)
+NOISES = (0.1, 0.5, 1.0)
 Defence = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -162,11 +162,13 @@ def shot(
     return scored(model, trigger)
 
 
-def patient(trigger: str, seed: int, rule: str = "mean", rounds: int = ROUNDS) -> list[Any]:
+def patient(
+    trigger: str, seed: int, rule: str = "mean", rounds: int = ROUNDS, liars_at: Any = PATIENT
+) -> list[Any]:
     """Four liars with poisoned data and nothing else: success and accuracy after the rounds."""
     model, row, clients = trained(seed)
     load_row(model, row)
-    liars = [poisoned(client, trigger, SHARE, seed) if client.index in PATIENT else client
+    liars = [poisoned(client, trigger, SHARE, seed) if client.index in liars_at else client
              for client in clients]  # fmt: skip
     defence, draw = defences(len(PATIENT))[rule], generator(seed, "noise")
     aggregate = as_aggregate(lambda rows: defence(rows, draw))
@@ -189,11 +191,12 @@ def honest(trigger: str, seed: int) -> tuple[float, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    results: dict[str, Any] = {"before": {}, "scale": {}, "share": {}, "lasting": {}, "shot": {},
-                               "patient": {}}  # fmt: skip
+    parts = ("before", "later", "scale", "share", "lasting", "shot", "patient")
+    results: dict[str, Any] = {part: {} for part in parts}
     for name in TRIGGERS:
         one, many = functools.partial(shot, name), functools.partial(patient, name)
         results["before"][name] = over_seeds(functools.partial(honest, name))
+        results["later"][name] = over_seeds(functools.partial(many, liars_at=()))
         for part, key, values in (("scale", "scale", SCALES), ("share", "share", SHARES),
                                   ("lasting", "after", (0, 1, 2, 5))):  # fmt: skip
             results[part][name] = {

@@ -34,7 +34,7 @@ from flcourse.runtime import generator
 
 SEEDS = (0, 1, 2, 3)
 ORDER = (1, 2, 0, 3, 4)  # client 3, counted from 1, has the first photo
-VICTIM, ROOT = 2, 5  # the victim's row, and the photo that the server of FLTrust has
+VICTIM, ROOT = 2, slice(5, 15)  # the victim's row, and the photos that FLTrust's server has
 LIES = ("nobody lies", "suppression", "stealth")
 
 
@@ -58,9 +58,10 @@ def messages(seed: int) -> tuple[nn.Module, tuple[Leak, ...], Tensor]:
     """The network, the five clients' messages, and what the server would have sent itself."""
     photos = load_dataset("photos").train
     network = LeNet(num_classes=100, seed=seed)
+    parts = [slice(k, k + 1) for k in ORDER]
     leaks = [
-        observe_gradient(network, photos.inputs[k : k + 1], photos.labels[k : k + 1])
-        for k in (*ORDER, ROOT)
+        observe_gradient(network, photos.inputs[part], photos.labels[part])
+        for part in (*parts, ROOT)
     ]
     return network, tuple(leaks[:-1]), leaks[-1].row
 
@@ -93,7 +94,9 @@ def cell(lie: str, rule: str, seed: int) -> dict[str, Any]:
     rows, lies = told(lie, seed)
     result = RULES[rule](rows, root)
     row, says, how = read(rule, result, lies)
-    found = match_gradients(network, leaks[VICTIM].with_row(row, **says), steps=150, **how)
+    leak = leaks[VICTIM].with_row(row, **says)
+    found = match_gradients(network, leak, steps=150, **how)
+    assert found.images is not None  # a search always ends somewhere
     scores = score(found, photos.inputs[:1], photos.labels[:1])
     cosine = torch.nn.functional.cosine_similarity(result, rows[VICTIM], dim=0)
     return {

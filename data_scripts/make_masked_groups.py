@@ -62,6 +62,7 @@ def leaked(size: int, seed: int) -> dict[str, Any]:
     seen = group_means(rows, (tuple(range(size)),), clip=16.0).means[0]
     leak = aggregate(leaks).with_row(seen) if size > 1 else leaks[0].with_row(seen)
     found = match_gradients(network, leak, steps=100)
+    assert found.images is not None  # a search always ends somewhere
     scores = score(found, images, labels)
     place = int((found.images - images[0]).square().mean(dim=(1, 2, 3)).argmin())
     return {

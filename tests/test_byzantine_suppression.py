@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from flcourse import fedavg
-from flcourse.byzantine import group_means, stealth_suppression, suppression
+from flcourse.byzantine import (
+    centered_clipping,
+    geometric_median,
+    group_means,
+    krum,
+    norm_filter,
+    stealth_suppression,
+    suppression,
+)
 from flcourse.runtime import generator
 
 ATTACKS = {"plain": suppression, "stealth": stealth_suppression}
@@ -148,6 +156,30 @@ def test_krum_by_hand_picks_the_only_honest_row() -> None:
     squares = ((sent[:, None] - sent[None]) ** 2).sum(axis=2)
     scores = np.sort(squares, axis=1)[:, 1:3].sum(axis=1)  # f = 1: n - f - 2 = 2 neighbours
     assert int(scores.argmin()) == 4
+
+
+@pytest.mark.parametrize(
+    ("rule", "cosine"),
+    [
+        (lambda rows: krum(rows, 1), 1.0),
+        (geometric_median, 0.999),
+        (lambda rows: centered_clipping(rows, float(rows.norm(dim=1).median())), 0.95),
+        (lambda rows: norm_filter(rows, 3 * float(rows.norm(dim=1).min())), 1.0),
+    ],
+    ids=["krum", "geometric median", "centred clipping", "norm filter"],
+)
+def test_robust_rules_point_at_the_only_honest_row(rule, cosine: float) -> None:
+    """The story of chapter 17: outside their condition they isolate it as the mean does."""
+    for seed in range(3):
+        honest, own = rows(1, d=3000, seed=seed), rows(4, d=3000, seed=seed + 10)
+        lies = suppression(honest, own, generator=draw(seed))
+        result = rule(torch.cat([lies[:2], honest, lies[2:]]))
+        got = float(torch.nn.functional.cosine_similarity(result, honest[0], dim=0))
+        assert got >= cosine - 1e-6
+        untold = rule(torch.cat([own[:2], honest, own[2:]]))  # nobody lies
+        if cosine < 1:
+            apart = torch.nn.functional.cosine_similarity(untold, honest[0], dim=0)
+            assert float(apart) < 0.95
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -191,7 +191,44 @@ def secagg_costs():
     assert list(made) == [f"{g}, n={n}, d={d}" for g, n, d in maker.cells()]
 
 
+def collusion():
+    made, maker = stored("collusion"), script("collusion")
+    for lie, rule in (("suppression", "median"), ("stealth", "mean")):
+        again = maker.cell(lie, rule, seed=1)
+        assert again["psnr"] == pytest.approx(made[lie][rule]["psnr"][1], abs=3), (lie, rule)
+        assert again["cosine"] == pytest.approx(made[lie][rule]["cosine"][1], abs=1e-3)
+    assert list(made) == list(maker.LIES)
+    assert all(list(cells) == list(maker.RULES) for cells in made.values())
+
+
+def backdoors():
+    made, maker = stored("backdoors"), script("backdoors")
+    success, clean = maker.shot("square", 1, scale=10)
+    kept = made["scale"]["square"]["10"]
+    # 6,000 test pictures, 5,400 of them with a square that could fool.
+    assert success == pytest.approx(kept["success"][1], abs=0.04)
+    assert clean == pytest.approx(kept["clean"][1], abs=0.01)
+    success, clean = maker.shot("dotted zero", 1, rule="median")
+    kept = made["shot"]["dotted zero"]["median"]
+    assert success == pytest.approx(kept["success"][1], abs=0.05)  # 114 pictures
+    assert clean == pytest.approx(kept["clean"][1], abs=0.01)
+    for part in ("shot", "patient"):
+        assert all(list(cells) == list(maker.defences(1)) for cells in made[part].values())
+
+
+def masked_groups():
+    made, maker = stored("masked_groups"), script("masked_groups")
+    again = maker.accuracy(4, 1, seed=1, rounds=2)[-1]
+    assert again == pytest.approx(made["trained"]["1"]["4"]["first"][1], abs=0.05)
+    again = maker.leaked(2, seed=1)["psnr"]
+    assert again == pytest.approx(made["leaked"]["2"]["psnr"][1], abs=3)
+    assert list(made["leaked"]) == [f"{size}" for size in maker.SIZES]
+
+
 RECOMPUTE = {
+    "backdoors": backdoors,
+    "collusion": collusion,
+    "masked_groups": masked_groups,
     "secagg_costs": secagg_costs,
     "encryption_costs": encryption_costs,
     "dp_federation": dp_federation,
