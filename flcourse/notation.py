@@ -66,4 +66,7 @@ NAMES: tuple[Name, ...] = (
     Name(r"R(\alpha)", "order", "Rényi divergence of a step at order α > 1", "nats", "11"),
     Name(r"2^k", "bits", "modulus of masked words; k is 8 to 64", "integer", "13"),
     Name(r"t", "threshold", "shares that open a secret, of the h that there are", "count", "13"),
+    Name(r"f", "num_byzantine", "clients that may send anything", "count", "15"),
+    Name(r"s\ \text{(lie)}", "scale", "a liar sends this much of the opposite", "> 0", "15"),
+    Name(r"v", "start", "the place from which centred clipping measures", "`[d]`", "15"),
 )

@@ -17,7 +17,7 @@ ERRORS = {
 RUNS = {"mean": [0.9, 0.95], "median": [0.8, 0.9]}
 
 FIGURES = {
-    "liar": lambda: viz.one_liar(HONEST, LIE, also={"the median of five": [1, 1]}),
+    "liar": lambda: viz.one_liar(HONEST, LIE, also={"the median": [1, 1]}),
     "turning": lambda: viz.turning_point(
         (0, 4, 6), {"mean": [[0.9, 0.92], [0.1, 0.12], [0.1, 0.1]]}, 4.0, chance=0.1
     ),
@@ -46,7 +46,7 @@ def test_captions_are_computed_from_what_is_drawn() -> None:
         liar
     )
     assert "91 % at 0, 11 % at 4, 10 % at 6" in FIGURES["turning"]().caption
-    assert "3 honest rows (blue) and 1 lies" in FIGURES["training"]().caption
+    assert "3 honest rows (blue) and 1 lie (vermilion)" in FIGURES["training"]().caption
     assert "mean −0.50; median 0.80" in FIGURES["training"]().caption
     assert "At 10 spreads: mean 0.50, median 0.10" in FIGURES["pulls"]().caption
     assert "calm: mean 92, median 85" in FIGURES["accuracy"]().caption
