@@ -109,6 +109,14 @@ def test_infinities_that_cancel_and_huge_rows_are_told_apart() -> None:
         assert coordinate_median(rows[[0, 2, 3]])[0] == pytest.approx(1e-30)
 
 
+def test_a_float64_row_whose_square_is_infinite_is_dropped_too() -> None:
+    rows = torch.ones(4, 10, dtype=torch.float64)
+    rows[1], rows[2] = 1e160, 1e130
+    assert screen(rows)[1] == [1]
+    with pytest.warns(DroppedRows, match=r"\[1\] of 4: NaN, infinity or beyond 1e\+140"):
+        assert coordinate_median(rows)[0] == 1
+
+
 def test_screening_copies_nothing_where_nothing_is_dropped() -> None:
     rows = rows_of(4, 10)
     kept, dropped = screen(rows)
@@ -134,10 +142,14 @@ def test_no_row_left_is_an_error_not_a_number() -> None:
 
 
 def test_the_rows_stay_as_they_were() -> None:
-    rows = rows_of(6, 5000)
-    before = rows.clone()
-    coordinate_median(rows), trimmed_mean(rows, 2), mean(rows)
-    assert torch.equal(rows, before)
+    for rows in (
+        rows_of(6, 5000),
+        rows_of(6, 1),
+        rows_of(5000, 6).T,
+    ):  # the last: columns lie whole
+        before = rows.clone()
+        coordinate_median(rows), trimmed_mean(rows, 2), mean(rows)
+        assert torch.equal(rows, before)
     grown = rows.clone().requires_grad_()
     assert not coordinate_median(grown).requires_grad
 

@@ -24,7 +24,6 @@ _LEAST_COLUMNS = 2**10  # of many rows: adding up [n, n] for each slab would cos
 # A row longer than 2^high, or shorter than 2^low, is multiplied by a power of two, which is exact,
 # before its square overflows or underflows.
 _EXPONENTS = {torch.float32: (-30, 60), torch.float64: (-240, 240)}
-_LONGEST = 2.0**480  # in a product of rows: the square of more is no float64
 _FAR = 1e3  # (distance² of the centre from most) / (least such distance²): the centre is a liar
 
 
@@ -53,19 +52,12 @@ class Centred:
                 yield columns, torch.mul(part, scale, out=slab).sub_(centre * scale)
 
     def gram(self) -> Tensor:
-        """``(x_i − c)·(x_j − c)``: ``[n, n]``, float64, on the CPU.
-
-        Rows of float64 beyond 2⁴⁸⁰ count as that long.
-        """
+        """``(x_i − c)·(x_j − c)``: ``[n, n]``, float64, on the CPU."""
         total = torch.zeros(len(self.rows), len(self.rows), dtype=torch.float64)
         for _, slab in self.slabs():
             total += (slab @ slab.T).cpu().double()
         total = (total + total.T) / 2  # a product of matrices is not symmetric to the bit
-        if self.scale is None:
-            return total
-        longest = total.diagonal().sqrt()
-        back = torch.minimum(1 / self.scale, _LONGEST / longest.clamp(min=1))
-        return total * back * back[:, None]
+        return total if self.scale is None else total / self.scale / self.scale[:, None]
 
     def lengths(self) -> Tensor:
         """``‖x_i − c‖``: ``[n]``, float64, on the CPU."""

@@ -6,7 +6,6 @@ not finite is dropped before a rule sees it, and said; everything else stays. Ch
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass
 
@@ -17,7 +16,8 @@ from flcourse.privacy.clipping import exact
 
 _COLUMNS_AT_ONCE = 2**16
 # Between these a sum of squares in float32 neither overflows nor loses small values.
-_SAFE = {torch.float32: (1e-12, 1e18), torch.float64: (1e-140, 1e150)}
+_SAFE = {torch.float32: (1e-12, 1e18), torch.float64: (1e-140, 1e140)}
+_LONGEST = 1e140  # no float32 row comes near; (n · 1e140)² is still a float64
 
 
 class DroppedRows(UserWarning):
@@ -55,7 +55,8 @@ def screen(rows: Tensor) -> tuple[Tensor, list[int]]:
     """Leave out the rows that hold NaN or infinity: ``[n, d] -> ([m, d], dropped)``.
 
     ``dropped`` are indices into ``rows``, ascending. If nothing is dropped the same tensor comes
-    back, not a copy. A row of 3e38 is finite and stays: to bear it is the rule's work.
+    back, not a copy. A row of 3e38 is finite and stays: to bear it is the rule's work. (A float64
+    row longer than 1e140 goes: the square of its length is infinite.)
 
     Chapter 15. Raises ``ValueError`` for what is no float32 or float64 matrix.
     """
@@ -71,7 +72,7 @@ def screened(rows: Tensor) -> tuple[Tensor, Tensor, list[int]]:
         raise ValueError(f"rows of {rows.dtype}: rules work on float32 and float64, use .float()")
     rows = rows.detach()
     norms = lengths(rows)
-    sound = torch.isfinite(norms)
+    sound = norms < _LONGEST  # false for NaN as well
     if bool(sound.all()):
         return rows, norms, []
     return rows[sound.to(rows.device)], norms[sound], (~sound).nonzero().flatten().tolist()
@@ -86,7 +87,9 @@ def admitted(rows: Tensor, rule: str) -> tuple[Tensor, Tensor]:
     if not len(left):
         raise ValueError(f"{rule} has nothing to work on: {len(rows)} rows, none of them finite")
     if dropped:
-        message = f"{rule} left out row(s) {dropped} of {len(rows)}: they hold NaN or infinity"
+        message = (
+            f"{rule} left out row(s) {dropped} of {len(rows)}: NaN, infinity or beyond {_LONGEST:g}"
+        )
         warnings.warn(message, DroppedRows, stacklevel=3)
     return left, norms
 
@@ -94,7 +97,7 @@ def admitted(rows: Tensor, rule: str) -> tuple[Tensor, Tensor]:
 def lengths(rows: Tensor) -> Tensor:
     """``‖row‖`` of each row, float64 on the CPU; NaN or inf if not finite: ``[n, d] -> [n]``.
 
-    A finite row has a finite length here, also one of 3e38 or 1e-30 in float32.
+    Also of float32 rows of 3e38 or 1e-30, whose squares are no float32.
     """
     pieces = [torch.linalg.vector_norm(part, dim=1) for part in rows.split(_COLUMNS_AT_ONCE, dim=1)]
     norms = torch.linalg.vector_norm(torch.stack(pieces).cpu().double(), dim=0)
@@ -108,5 +111,4 @@ def _length(row: Tensor) -> float:
     peak = float(row.abs().max())
     if peak == 0 or not peak < float("inf"):
         return peak
-    scaled = exact(row) / peak
-    return min(peak * float(torch.linalg.vector_norm(scaled)), sys.float_info.max)
+    return peak * float(torch.linalg.vector_norm(exact(row) / peak))
