@@ -133,8 +133,8 @@ def as_aggregate(
     or any function ``[n, d] -> [m, d]`` applied first. Each gets those of ``options`` that it has;
     ``num_byzantine`` may serve both. An option that is a function of nothing (``root_update``) is
     called in each round. Rows that are not finite are dropped first and listed in ``.dropped``.
-    Centred clipping starts at the previous step (first: the median) unless ``start`` is given; use
-    a new object, or ``reset()``, for a new training.
+    Centred clipping starts at the previous step (first, and after a resume: the median) unless
+    ``start`` is given; use a new object, or ``reset()``, for a new training.
 
     **Weights are ignored**, also by ``mean``: a robust rule counts heads, since a number of samples
     is one more thing to lie about.
