@@ -121,9 +121,9 @@ def turning_scale(answer: Callable[..., Any]) -> str:
 )
 def trimmed(answer: Callable[..., Any]) -> str:
     draw = generator(0, "exercise 15.3")
-    for n, f, d in ((22, 5, 3), (5, 1, 4), (7, 3, 5), (6, 0, 3), (9, 2, 9), (11, 5, 1)):
+    for n, f, d in ((22, 5, 12), (5, 1, 4), (7, 3, 5), (6, 0, 3), (9, 2, 9), (11, 5, 1)):
         rows = _normal(draw, n, d) + 2
-        rows[:f] *= 50
+        rows[:f] = 50 * _normal(draw, f, d)  # liars to both sides
         _check_trimmed(answer, rows, f)
     _check_refuses(answer, _normal(draw, 4, 3), 2)
     _check_refuses(answer, _normal(draw, 5, 3), 3)

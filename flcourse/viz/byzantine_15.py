@@ -183,8 +183,8 @@ def lies_and_training(
     label_ends(course, ends)
     where = "; ".join(f"{name} {x:.2f}".replace("-", "−") for name, x in results.items())
     text = (
-        f"Above: {len(good)} honest rows (blue) and {len(bad)} lie{'s' * (len(bad) != 1)} (vermilion), each as a "
-        f"multiple of the honest mean; the results: {where}. Left of 0 a step undoes learning. "
+        f"Above: {len(good)} honest rows (blue) and {len(bad)} lie{'s' * (len(bad) != 1)} "
+        f"(vermilion), each as a multiple of the honest mean; the results: {where}. Left of 0 a step undoes learning. "
         f"Below, accuracy after {len(y) - 1} rounds: {', '.join(said)}."
     )
     alt = "A number line with honest rows right of zero and lies left of it; curves of accuracy."
