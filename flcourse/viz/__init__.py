@@ -13,7 +13,13 @@ from flcourse.viz.byzantine_15 import (
     robust_accuracy,
     turning_point,
 )
-from flcourse.viz.byzantine_16 import lie_rule_matrix, rules_under_lie, worse_than_the_mean
+from flcourse.viz.byzantine_16 import (
+    lie_rule_matrix,
+    lies_among_rows,
+    price_of_a_lie,
+    rules_under_lie,
+    worse_than_the_mean,
+)
 from flcourse.viz.byzantine_17 import (
     backdoor_by_scale,
     backdoor_defences,
@@ -110,6 +116,7 @@ __all__ = [
     "layer_protocol",
     "learning_curves",
     "lie_rule_matrix",
+    "lies_among_rows",
     "lies_and_training",
     "loss_and_psnr",
     "masked_sum",
@@ -122,6 +129,7 @@ __all__ = [
     "paillier_sum",
     "partition_bars",
     "picture_grid",
+    "price_of_a_lie",
     "price_of_groups",
     "price_of_noise",
     "price_of_precision",

@@ -18,6 +18,7 @@ from flcourse.viz.base import (
     FAINT,
     INK,
     PAGE_WIDTH,
+    SERIES,
     Figure,
     house_style,
     join,
@@ -165,7 +166,7 @@ def worse_than_the_mean(table: Table, *, noise: float = 0.0, caption: str = "") 
             axes.plot(value, row, "o", ms=7, mfc=face, mec=colour, alpha=0.85)
     axes.axvline(0, color=INK, lw=1.2)
     axes.set_yticks(range(len(order)), [short(rule) for rule in order])
-    axes.set(xlabel="points of accuracy gained over the plain mean, one dot a lie")
+    axes.set(xlabel="points above or below the plain mean")
     axes.grid(axis="y", visible=False)
     said = [
         f"{short(rule)} better in {sum(v > noise for v in gains[rule])}, "
@@ -178,6 +179,76 @@ def worse_than_the_mean(table: Table, *, noise: float = 0.0, caption: str = "") 
         f"{'; '.join(said)}."
     )
     alt = "Dots for each rule: points of accuracy gained or lost against the plain mean, by lie."
+    return Figure(canvas, alt=alt, caption=join(text, caption))
+
+
+@house_style
+def lies_among_rows(
+    crowds: Mapping[str, Mapping[str, Any]], lies: Sequence[str], *, caption: str = ""
+) -> Figure:
+    """Honest rows and lies by what a server can see of them: direction and length.
+
+    ``crowds[name]`` maps ``"honest"`` to points ``[n, 2]`` and each lie to one point: the cosine
+    with the honest mean, and the length over the median honest length.
+    """
+    canvas, made = new_figure(PAGE_WIDTH, 4.3, columns=len(crowds), sharey=True, sharex=True)
+    said = []
+    for axes, (name, crowd) in zip(np.atleast_1d(made), crowds.items(), strict=True):
+        honest = to_array(crowd["honest"]).astype(float)
+        axes.plot(*honest.T, "o", color=COLOURS["client"], ms=7, alpha=0.75)
+        for place, lie in enumerate(lies):
+            x, y = (float(value) for value in to_array(crowd[lie]))
+            axes.plot(x, y, "X", color=COLOURS["attacker"], ms=9, zorder=4)
+            side = -1 if x > 0.55 else 1
+            axes.annotate(
+                short(lie), (x, y), xytext=(9 * side, 3 if place % 2 else -3),
+                textcoords="offset points", ha="right" if side < 0 else "left",
+                va="bottom" if place % 2 else "top", fontsize=11, zorder=5,
+            )  # fmt: skip
+        axes.set(yscale="log", title=name, xlabel="cosine with the honest mean", xlim=(-1.1, 1.1))
+        axes.set_xticks([-1, 0, 1])
+        low, high = honest[:, 0].min(), honest[:, 0].max()
+        said.append(f"{name}: honest cosines from {low:.2f} to {high:.2f}")
+    np.atleast_1d(made)[0].set_ylabel("length over the median honest one")
+    text = (
+        "Updates of one round, honest ones as dots, lies as crosses, by their angle to the honest "
+        f"mean and their length. {'; '.join(said)}."
+    )
+    alt = f"Scatter of honest rows and the lies {', '.join(map(short, lies))}: angle and length."
+    return Figure(canvas, alt=alt, caption=join(text, caption))
+
+
+@house_style
+def price_of_a_lie(
+    found: Mapping[str, Table], attack: str, *, mark: float = 10.0, caption: str = ""
+) -> Figure:
+    """Points of accuracy that one lie costs each rule, a line for each setting, a dot a seed."""
+    rules = list(next(iter(found.values()))["none"])
+    colours = dict(zip(rules, (COLOURS["server"], *SERIES), strict=False))
+    canvas, axes = new_figure(PAGE_WIDTH, 1.2 + 0.5 * len(found))
+    said = []
+    for row, (name, table) in enumerate(found.items()):
+        told = []
+        for place, rule in enumerate(rules):
+            lost = 100 * (to_array(table["none"][rule]) - to_array(table[attack][rule]))
+            y = row + 0.25 * (place - (len(rules) - 1) / 2)
+            axes.plot(lost, [y] * len(lost), "o", color=colours[rule], ms=5, alpha=0.6)
+            axes.plot([lost.mean()] * 2, [y - 0.1, y + 0.1], color=colours[rule], lw=3)
+            told.append(f"{short(rule)} {lost.mean():.0f}")
+        said.append(f"{name}: {', '.join(told)}")
+    for rule in rules:
+        axes.plot([], [], "o", color=colours[rule], label=short(rule))
+    axes.legend(loc="lower right", frameon=True, edgecolor="none", fontsize=11)
+    axes.axvline(0, color=INK, lw=1.2)
+    axes.axvline(mark, color=COLOURS["warning"], lw=1.6, ls=(0, (4, 3)))
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set(xlabel="points of accuracy lost to the lie", ylim=(len(found) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    text = (
+        f"Points that “{short(attack)}” costs, seed against the same seed without liars; a dot a "
+        f"seed, the bar their mean. Dashed: {mark:g} points. {'; '.join(said)}."
+    )
+    alt = f"Points of accuracy lost to “{short(attack)}” for {', '.join(map(short, rules))}."
     return Figure(canvas, alt=alt, caption=join(text, caption))
 
 
