@@ -184,8 +184,8 @@ def lies_and_training(
     where = "; ".join(f"{name} {x:.2f}".replace("-", "−") for name, x in results.items())
     text = (
         f"Above: {len(good)} honest rows (blue) and {len(bad)} lie{'s' * (len(bad) != 1)} "
-        f"(vermilion), each as a multiple of the honest mean; the results: {where}. Left of 0 a step undoes learning. "
-        f"Below, accuracy after {len(y) - 1} rounds: {', '.join(said)}."
+        f"(vermilion), each as a multiple of the honest mean; the results: {where}. Left of 0 a "
+        f"step undoes learning. Below, accuracy after {len(y) - 1} rounds: {', '.join(said)}."
     )
     alt = "A number line with honest rows right of zero and lies left of it; curves of accuracy."
     return Figure(canvas, alt=alt, caption=join(text, caption))
