@@ -71,7 +71,7 @@ class Centred:
         Where the rows of positive weight agree with ``c``, the result is ``c`` to the bit.
         """
         shares = (weights if self.scale is None else weights / self.scale).to(self.rows)
-        result = self.rows.new_empty(len(weights), self.rows.shape[1])
+        result = _empty(len(weights), self.rows)
         for columns, slab in self.slabs():
             _multiply(shares, slab, result[:, columns])
             result[:, columns] += self.centre[columns]
@@ -156,6 +156,15 @@ def _multiply(left: Tensor, right: Tensor, out: Tensor) -> None:
         np.matmul(left.numpy(), right.numpy(), out=out.numpy())
     else:
         out.copy_(left @ right)
+
+
+def _empty(count: int, like: Tensor) -> Tensor:
+    """``[count, d]``. numpy asks the system for large pages; to get torch's many small ones takes
+    as long as the product that fills them.
+    """
+    if on_cpu(like):
+        return torch.from_numpy(np.empty((count, like.shape[1]), like.numpy().dtype))
+    return like.new_empty(count, like.shape[1])
 
 
 def _around(rows: Tensor, norms: Tensor, index: int) -> Geometry:
