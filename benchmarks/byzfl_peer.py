@@ -129,8 +129,8 @@ def results(setting: Setting) -> dict[str, Any]:
 
 
 def _median(rows: Tensor, liars: int) -> dict[str, float]:
-    exact = oracles.median(rows.numpy())
-    found = Pair("median", rows, liars).off(exact, np.abs(exact), 1.0)
+    exact, size = oracles.median(rows.numpy())
+    found = Pair("median", rows, liars).off(exact, size, 1.0)
     must(found["apart"] <= 4, f"the medians are {found['apart']} units apart")
     return found
 
