@@ -182,10 +182,10 @@ def _mixing(rows: Tensor, squared: Array, liars: int) -> dict[str, float]:
 
 def choices(setting: Setting) -> dict[str, dict[str, float]]:
     """In which share of draws Krum takes the row that brute force takes, among equal clients."""
-    few = setting._replace(clients=20, liars=4)  # one neighbour more counts where there are few
+    few = setting._replace(clients=10, liars=2)  # one neighbour more counts where there are few
     return {
         "updates": _choices(setting, 0.0),
-        "updates, n = 20, f = 4": _choices(few, 0.0),
+        "updates, n = 10, f = 2": _choices(few, 0.0),
         "whole models, an offset 1,000 times the spread": _choices(setting, 1000 * SPREAD),
     }
 
