@@ -4,7 +4,7 @@
 
 Five clients send the gradient of one photo each; four of them lie so that only client 3 is left.
 The rule's result is read by someone who knows which rule it was and what the four sent, and
-inverted as in chapter 06. Chapter 17 shows it.
+inverted as in chapter 06; where nobody lies, as a batch of five photos. Chapter 17 shows it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flcourse.attacks import Leak, match_gradients, observe_gradient, score
+from flcourse.attacks import Leak, aggregate, match_gradients, observe_gradient, score
+from flcourse.attacks.label_rules import sign_rule
 from flcourse.byzantine import (
     centered_clipping,
     coordinate_median,
@@ -36,6 +37,7 @@ SEEDS = (0, 1, 2, 3)
 ORDER = (1, 2, 0, 3, 4)  # client 3, counted from 1, has the first photo
 VICTIM, ROOT = 2, slice(5, 15)  # the victim's row, and the photos that FLTrust's server has
 LIES = ("nobody lies", "suppression", "stealth")
+CLASSES = 100
 
 
 def typical(rows: Tensor) -> float:
@@ -57,7 +59,7 @@ RULES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def messages(seed: int) -> tuple[nn.Module, tuple[Leak, ...], Tensor]:
     """The network, the five clients' messages, and what the server would have sent itself."""
     photos = load_dataset("photos").train
-    network = LeNet(num_classes=100, seed=seed)
+    network = LeNet(num_classes=CLASSES, seed=seed)
     parts = [slice(k, k + 1) for k in ORDER]
     leaks = [
         observe_gradient(network, photos.inputs[part], photos.labels[part])
@@ -77,34 +79,42 @@ def told(lie: str, seed: int) -> tuple[Tensor, Tensor]:
     return rows, rows[liars]
 
 
-def read(rule: str, result: Tensor, lies: Tensor) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
-    """The message that a reader makes of the result, what it says of it, how it searches."""
+def read(
+    lie: str, rule: str, result: Tensor, lies: Tensor, seed: int
+) -> tuple[Leak, dict[str, Any]]:
+    """The message that a reader makes of the rule's result, and how it searches."""
+    leaks = messages(seed)[1]
+    if lie == "nobody lies" and rule != "Krum":  # a batch of five
+        return aggregate(leaks).with_row(result), {}
     if rule == "mean":
-        return len(ORDER) * result, {}, {}
-    if rule == "median":  # below every lie, a value is the victim's own
+        return leaks[VICTIM].with_row(len(ORDER) * result), {}
+    if rule == "median":  # below every lie a value is the victim's own, and every sign is
         kept = result.abs() < lies.abs().min(dim=0).values
-        return result * kept, {}, {"support": "kept"}
-    return result / result.norm(), {"normalised": True}, {}
+        label = sign_rule(result[-CLASSES:]).labels
+        return leaks[VICTIM].with_row(result * kept), {"support": "kept", "labels": label}
+    return leaks[VICTIM].with_row(result / result.norm(), normalised=True), {}
 
 
 def cell(lie: str, rule: str, seed: int) -> dict[str, Any]:
     """PSNR, floor and picture, and how far the rule's result points at the victim's row."""
-    network, leaks, root = messages(seed)
+    network, _, root = messages(seed)
     photos = load_dataset("photos").train
     rows, lies = told(lie, seed)
     result = RULES[rule](rows, root)
-    row, says, how = read(rule, result, lies)
-    leak = leaks[VICTIM].with_row(row, **says)
+    leak, how = read(lie, rule, result, lies, seed)
     found = match_gradients(network, leak, steps=150, **how)
     assert found.images is not None  # a search always ends somewhere
-    scores = score(found, photos.inputs[:1], photos.labels[:1])
+    who = [VICTIM] if len(found.images) == 1 else list(range(len(ORDER)))
+    shown = [ORDER[k] for k in who]
+    scores = score(found, photos.inputs[shown], photos.labels[shown])
+    apart = (found.images - photos.inputs[ORDER[VICTIM]]).square().mean(dim=(1, 2, 3))
     cosine = torch.nn.functional.cosine_similarity(result, rows[VICTIM], dim=0)
     return {
-        "psnr": scores.psnr.item(),
-        "floor": scores.floor.item(),
+        "psnr": scores.psnr[who.index(VICTIM)].item(),
+        "floor": scores.floor[who.index(VICTIM)].item(),
         "cosine": float(cosine),
         "length": float(result.norm() / rows[VICTIM].norm()),
-        "picture": found.images[0].clamp(0, 1),
+        "picture": found.images[int(apart.argmin())].clamp(0, 1),
     }
 
 
