@@ -173,7 +173,7 @@ def judged(
     others = {
         f"beside {name}": compared(took, "ours", name)
         for name in took
-        if name not in ("ours", theirs)
+        if name.startswith(f"{theirs}, ")
     }
     return {
         "CPU milliseconds": {name: statistics.median(values) for name, values in took.items()},

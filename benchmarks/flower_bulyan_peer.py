@@ -33,6 +33,11 @@ from flcourse.runtime import generator
 
 Rows = NDArray[np.float32]
 LAST = "Flower, last step"
+DIFFERENCES = {
+    "choice": "Flower takes the n - 2f rows of least Krum score at once, the paper one at a time, "
+    "with scores anew among the rows left",
+    "last step": "the same but where two values are equally near the median up to rounding",
+}
 
 
 def last_step(chosen: Sequence[Rows] | Rows, count: int) -> Rows:
@@ -103,4 +108,11 @@ def versions(setting: Setting) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    answer({"rules": table, "results": results, "versions": versions})
+    answer(
+        {
+            "rules": table,
+            "results": results,
+            "differences": lambda setting: DIFFERENCES,
+            "versions": versions,
+        }
+    )
