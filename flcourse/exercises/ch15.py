@@ -164,7 +164,7 @@ def _trimmed_wrongly(rows: Tensor, f: int) -> dict[str, object]:
         "You trim one end only, the lower one. The liars choose which.": ordered[f:],
         "f in all, half at each end: if all liars lie upwards, half of them stay. Trim f at each "
         "end.": ordered[f // 2 : n - (f - f // 2)],
-        "You drop whole rows, the longest: a trimmed mean trims each coordinate on its own.": (
+        "You drop whole rows, those far out: a trimmed mean trims each coordinate on its own.": (
             by_length[: n - f]
         ),
         "You drop whole rows, the farthest from the mean, and the liar moves the mean.": from_mean[
@@ -179,6 +179,13 @@ def _trimmed_wrongly(rows: Tensor, f: int) -> dict[str, object]:
         ],
     }
     wrong: dict[str, object] = {text: left.mean(dim=0) for text, left in kept.items()}
+    nearest = (rows - _median(rows)).abs().argsort(dim=0)[: n - 2 * f]
+    wrong["You keep the values nearest to the median; drop f at each end, wherever they are."] = (
+        rows.gather(0, nearest).mean(dim=0)
+    )
+    wrong["You move the outer values in to the last one kept: they still count. Drop them."] = (
+        rows.clamp(ordered[f], ordered[n - f - 1]).mean(dim=0)
+    )
     wrong["You divide by n; only n − 2f values are left."] = ordered[f : n - f].sum(dim=0) / n
     return wrong
 

@@ -70,10 +70,11 @@ def one_liar(
     whole.annotate("the liar", wrong, (12, 0), **note)
     whole.annotate(f"{len(rows)} honest", rows.min(axis=0), (-10, 6), ha="right", **note)
     near.annotate("the mean with the liar", after, (-8, -18), **note)
-    near.annotate("the honest mean", before, (0, 34), ha="center", **note)
+    near.annotate("the honest mean", before, (-11, 0), ha="right", **note)
     for name, point in (also or {}).items():
-        near.plot(*to_array(point).astype(float), "D", color=COLOURS["defence"], ms=9)
-        near.annotate(name, to_array(point).astype(float), (-11, 0), ha="right", **note)
+        near.plot(*to_array(point).astype(float), "D", mfc="none", mec=COLOURS["defence"], ms=15,
+                  mew=2.5)  # fmt: skip
+        near.annotate(name, to_array(point).astype(float), (-15, 0), ha="right", **note)
     inner = np.vstack([rows, after])
     low, high = inner.min(axis=0), inner.max(axis=0)
     near.set(xlim=(low[0] - 2.4, high[0] + 1.2), ylim=(low[1] - 1.2, high[1] + 0.9))
@@ -185,7 +186,8 @@ def lies_and_training(
     text = (
         f"Above: {len(good)} honest rows (blue) and {len(bad)} lie{'s' * (len(bad) != 1)} "
         f"(vermilion), each as a multiple of the honest mean; the results: {where}. Left of 0 a "
-        f"step undoes learning. Below, accuracy after {len(y) - 1} rounds: {', '.join(said)}."
+        f"step undoes learning. Below, accuracy after {len(y) - 1} rounds: {', '.join(said)}. "
+        "Dotted: guessing."
     )
     alt = "A number line with honest rows right of zero and lies left of it; curves of accuracy."
     return Figure(canvas, alt=alt, caption=join(text, caption))
@@ -206,7 +208,7 @@ def pulls(
         y = np.asarray(shift, float)
         axes.plot(x, y, **looks[name])
         ends.append((float(x[-1]), float(y[-1]), name, looks[name]["color"]))
-        said.append(f"{name} {y[-1]:.2f}")
+        said.append(f"{name} {y[-1]:.2f}".replace("-", "−"))
     axes.set(xlabel="where the liar stands (spreads from the middle)", ylabel="shift (spreads)")
     axes.set(xlim=(x[0], x[-1]), ylim=(None, None))
     canvas.draw_without_rendering()

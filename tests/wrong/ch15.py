@@ -38,6 +38,20 @@ def sorted_along_rows(rows, f):
     return rows.sort(dim=1).values[f : len(rows) - f].mean(dim=0)
 
 
+def nearest_the_median(rows, f):
+    if len(rows) <= 2 * f:
+        raise ValueError
+    order = (rows - median(rows)).abs().argsort(dim=0)
+    return rows.gather(0, order)[: len(rows) - 2 * f].mean(dim=0)
+
+
+def moved_in(rows, f):
+    if len(rows) <= 2 * f:
+        raise ValueError
+    ordered = rows.sort(dim=0).values
+    return rows.clamp(ordered[f], ordered[len(rows) - f - 1]).mean(dim=0)
+
+
 def by_size(rows, f):
     if len(rows) <= 2 * f:
         raise ValueError
@@ -119,6 +133,8 @@ WRONG = {
         ("whole rows", longest_dropped, "whole rows"),
         ("along rows", sorted_along_rows, "dim=0"),
         ("absolute values", by_size, "absolute value"),
+        ("nearest the median", nearest_the_median, "nearest to the median"),
+        ("moved in", moved_in, "move the outer values"),
         ("the median", lambda rows, f: median(rows), "median"),
     ],
     "15.4": [
