@@ -73,6 +73,33 @@ def test_a_liar_of_ordinary_length_at_the_far_side_does_not_blur_the_others() ->
         torch.testing.assert_close(mine, true, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("spreads", [20.0, 40.0, 100.0])
+@pytest.mark.parametrize("d", [10, 1000])
+def test_a_liar_of_ordinary_length_some_spreads_away_does_not_either(
+    d: int, spreads: float
+) -> None:
+    """Near enough to be overlooked as a bad centre, far enough to cost three digits."""
+    honest = rows_of(11, d) + spreads * rows_of(1, d, 1)
+    liar = honest.mean(0) + spreads * rows_of(1, d, 2)[0]
+    liar *= honest.norm(dim=1).median() / liar.norm()
+    rows = torch.cat([liar.expand(9, d), honest])
+    mine, true = squared_distances(rows)[9:, 9:], brute_distances(rows)[9:, 9:]
+    torch.testing.assert_close(mine, true, rtol=3e-5, atol=0)
+
+
+@pytest.mark.parametrize(("seed", "apart"), [(1, 3e-4), (3, 1e-3), (4, 3e-4)])
+def test_liars_that_offer_themselves_as_centres_one_after_the_other(
+    seed: int, apart: float
+) -> None:
+    """What rounding hides around the first, the second ones look central in."""
+    honest = rows_of(11, 10, seed, spread=1e-5, offset=1)
+    first = -honest[:1] * (honest.norm(dim=1).median() / honest[0].norm())
+    others = honest.mean(0) + apart * rows_of(4, 10, seed + 50)
+    rows = torch.cat([first.expand(5, 10), others, honest])
+    mine, true = squared_distances(rows)[9:, 9:], brute_distances(rows)[9:, 9:]
+    torch.testing.assert_close(mine, true, rtol=1e-5, atol=0)
+
+
 def test_huge_and_tiny_rows_do_not_overflow_or_vanish() -> None:
     rows = rows_of(12, 3000)
     rows[3], rows[5], rows[7] = 3e38, -3e38, 1e-30
@@ -162,8 +189,10 @@ def test_the_condition_is_checked_on_the_rows_left() -> None:
 
 
 def test_multi_krum_refuses_to_take_liars_in() -> None:
-    for count in (0, 17):
-        with pytest.raises(ValueError, match=f"num_selected={count} must lie in 1 … n − f = 16"):
+    for count in (0, 17, 3.5):
+        with pytest.raises(
+            ValueError, match=f"num_selected={count} must be a whole number in 1 … n − f"
+        ):
             multi_krum(rows_of(20, 5), 4, count)
 
 

@@ -3,8 +3,8 @@
 ``|x − y|² = |x|² + |y|² − 2xy`` needs one matrix product for all pairs, and is worthless where the
 rows share a large offset: two numbers of 10⁶ are subtracted to find a difference of 1. So all rows
 are first taken relative to a *typical* one, the row of median norm; if the distances then show that
-a liar sat there (his length may be typical, his place is not), once more relative to the row that
-most rows are near to. Products are of slabs of columns in the rows' own precision, sums in float64;
+a liar sat there (his length may be typical, his place is not), again relative to the row that most
+rows are near to. Products are of slabs of columns in the rows' own precision, sums in float64;
 a slab fits the cache, so the matrix is never held twice.
 """
 
@@ -24,7 +24,8 @@ _LEAST_COLUMNS = 2**10  # of many rows: adding up [n, n] for each slab would cos
 # A row longer than 2^high, or shorter than 2^low, is multiplied by a power of two, which is exact,
 # before its square overflows or underflows.
 _EXPONENTS = {torch.float32: (-30, 60), torch.float64: (-240, 240)}
-_FAR = 1e3  # (distance² of the centre from most) / (least such distance²): the centre is a liar
+_FAR = 30  # (distance² of the centre from most) / (least such distance²): the centre is a liar
+_LOOKS = 4  # at centres, each nearer by what float32 can tell; colluders may spoil two or three
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,9 @@ class Geometry:
 def squared_distances(rows: Tensor) -> Tensor:
     """``|x_i − x_j|²`` of all pairs of rows: ``[n, d] -> [n, n]``, float64, on the CPU.
 
-    Of float32 rows right to some 1e-6 of the distance from the middle of the majority, whatever
-    offset they share: ``torch.cdist`` is wrong by a quarter at an offset 1,000 times the spread.
-    A row of 3e38 is just far away, and blurs no other distance.
+    Of float32 rows right to some 1e-6, with liars about to some 1e-5, whatever offset they share:
+    ``torch.cdist`` is wrong by a quarter at an offset 1,000 times the spread. A row of 3e38 is
+    just far away, and blurs no other distance.
 
     Chapter 15. Raises ``ValueError`` and warns ``DroppedRows`` as every rule does.
     """
@@ -107,12 +108,14 @@ def squared_distances(rows: Tensor) -> Tensor:
 
 def geometry(rows: Tensor, norms: Tensor) -> Geometry:
     """Centre the rows on a typical one and multiply them out; ``norms`` are their ``lengths``."""
-    first = typical(norms)
-    around = _around(rows, norms, first)
-    spread = majority_radius(around.squared)
-    nearest = int(spread.argmin())
-    if spread[first] > _FAR * spread[nearest]:
-        around = _around(rows, norms, nearest)
+    centre = typical(norms)
+    around = _around(rows, norms, centre)
+    for _ in range(_LOOKS - 1):
+        spread = majority_radius(around.squared)
+        nearest = int(spread.argmin())
+        if spread[centre] <= _FAR * spread[nearest]:
+            break
+        centre, around = nearest, _around(rows, norms, nearest)
     return around
 
 
