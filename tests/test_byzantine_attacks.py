@@ -3,6 +3,7 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
@@ -73,6 +74,8 @@ def test_the_z_of_alie_leaves_its_supporters_further_out(n, f):
     z = byzantine.alie_z(n, f)
     beyond = (n - f) * norm.sf(z)
     assert beyond + f == pytest.approx(n // 2 + 1)
+    if (n, f) == (50, 24):  # s = 2: the paper's example, Φ⁻¹(24/26)
+        assert z == pytest.approx(1.426, abs=1e-3)
     honest = drawn(n - f)
     rows = byzantine.alie(honest, honest[:f])
     assert torch.allclose(rows, byzantine.alie(honest, honest[:f], z=z))
@@ -187,6 +190,7 @@ def test_every_attack_refuses_what_does_not_fit(name):
         ("ipm", {"scale": 0.0}, "positive"),
         ("gaussian", {"std": math.inf}, "positive"),
         ("alie", {"z": math.nan}, "finite"),
+        ("constant", {"value": -1e39}, r"is no torch.float32: use at most 3.4028e\+38, or inf"),
         ("min_max", {"direction": "up"}, "unknown: use spread, sign, mean"),
         ("mimic", {"target": 3}, "none of the 3"),
     ],
@@ -242,6 +246,32 @@ def test_only_liars_of_the_cohort_lie():
     assert torch.equal(lying(rows, context([0, 1, 5, 6, 8])), rows)
     told_all = as_transform(byzantine.ipm, liars=(2,), scale=1.0)(rows, context([0, 2, 5, 6, 8]))
     assert torch.allclose(told_all[1], -rows[[0, 2, 3, 4]].mean(dim=0))
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list, set])
+def test_liars_may_be_named_in_a_tensor(kind):
+    """A tensor's elements are never found in a set of them: nobody would lie, silently."""
+    rows, liars = torch.cat([HONEST, OWN]), kind([2, 8])
+    sent = as_transform("sign_flip", liars)(rows, context([0, 2, 5, 6, 8]))
+    assert torch.equal(sent[[1, 4]], -rows[[1, 4]])
+    assert torch.equal(sent[[0, 2, 3]], rows[[0, 2, 3]])
+    clients = [Client(index, torch.zeros(2, 2), torch.tensor([0, 1])) for index in (1, 2, 8)]
+    labels = [c.labels.tolist() for c in byzantine.poison(clients, liars, 3)]
+    assert labels == [[0, 1], [2, 1], [2, 1]]
+
+
+def test_a_mask_of_liars_is_refused():
+    for mask in (torch.tensor([True, False]), [True, False], np.array([True, False])):
+        with pytest.raises(ValueError, match=r"is no client index.*mask.nonzero"):
+            as_transform("sign_flip", mask)
+        with pytest.raises(ValueError, match="is no client index"):
+            byzantine.poison([], mask, 3)
+
+
+def test_a_lie_that_a_cohort_does_not_allow_says_round_and_liars():
+    lying = as_transform("suppression", liars=(2, 3))
+    with pytest.raises(ValueError, match=r"round 4, 1 liar\(s\) of 5 clients: suppression: 1 coll"):
+        lying(torch.cat([HONEST, OWN]), context([0, 2, 5, 6, 8], number=4))
 
 
 def test_draws_follow_the_round():

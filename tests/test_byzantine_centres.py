@@ -163,6 +163,8 @@ def test_clipping_refuses() -> None:
         centered_clipping(rows, 1.0, torch.zeros(3))
     with pytest.raises(ValueError, match="start holds NaN"):
         centered_clipping(rows, 1.0, torch.full((4,), math.nan))
+    with pytest.raises(ValueError, match=r"a number beyond torch\.float32"):
+        centered_clipping(rows, 1.0, torch.full((4,), 1e39, dtype=torch.float64))
 
 
 # --- the norm filter ---------------------------------------------------------------------------

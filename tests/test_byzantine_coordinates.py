@@ -71,9 +71,14 @@ def test_one_value_too_many_is_refused_with_a_remedy() -> None:
         trimmed_mean(rows_of(4, 3), 2)
     assert "asks for 5 rows, there are 4" in str(error.value)
     assert "num_byzantine=1" in str(error.value)
-    for wrong in (-1, 0.1):
+    for wrong in (-1, 0.1, True):
         with pytest.raises(ValueError, match="whole number"):
             trimmed_mean(rows_of(4, 3), wrong)  # type: ignore[arg-type]
+
+
+def test_a_whole_number_may_be_numpys() -> None:
+    rows = rows_of(9, 50)
+    assert torch.equal(trimmed_mean(rows, np.int64(3)), trimmed_mean(rows, 3))
 
 
 def test_values_near_the_end_of_the_range_do_not_overflow() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from flcourse import fedavg, models
 from flcourse.byzantine import (
     Grouped,
+    as_aggregate,
     group_clients,
     group_means,
     spoilt_groups,
@@ -124,6 +125,14 @@ def test_a_liar_spoils_its_group_and_the_median_over_groups_stands_it() -> None:
     assert grouped.view is not None and grouped.view.means.shape == (3, 50)
     spoilt = [5 in group for group in grouped.view.groups].index(True)
     assert float(grouped.view.means[spoilt].mean()) == pytest.approx(0, abs=0.02)
+
+
+def test_what_as_aggregate_makes_is_a_rule_over_groups() -> None:
+    one, other = (
+        Grouped(rule, 4, clip=1.0) for rule in (median, as_aggregate("coordinate_median"))
+    )
+    torch.testing.assert_close(one(rows(12), torch.ones(12)), other(rows(12), torch.ones(12)))
+    assert other.__name__ == "grouped(coordinate_median, size=4)"
 
 
 def test_groups_change_from_round_to_round_and_follow_from_the_seed() -> None:

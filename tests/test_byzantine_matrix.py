@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flcourse.byzantine import Setting, Undefined, federation, run_cell, run_matrix
-from flcourse.byzantine.matrix import Watch, build_rule, cosine, parse
+from flcourse.byzantine.matrix import Watch, build_rule, check_names, cosine, parse
 from flcourse.fedavg import apply_update, evaluate, local_updates
 
 SMALL = Setting(num_train=None, num_clients=7, num_byzantine=2, rounds=2, epochs=1, lr=0.1)
@@ -118,6 +118,17 @@ def test_what_a_rule_refuses_is_undefined_and_what_stops_later_is_told():
     assert 1 <= len(cell.accuracies) < 5 and len(cell.cosines) == len(cell.accuracies) + 1
 
 
+def test_a_lie_that_so_many_liars_cannot_tell_is_undefined_and_the_others_are_run():
+    one = replace(SMALL, num_byzantine=1, rounds=1)
+    with pytest.raises(Undefined, match=r"1 liar\(s\) of 7 clients: suppression.*at least two"):
+        run_cell("suppression", "mean", one)
+    found = list(run_matrix(["suppression", "none"], ["mean"], one, [0]))
+    assert [cell is None for *_, cell in found] == [True, False]
+    most = replace(one, num_byzantine=4)
+    reasons = check_names(["alie", "alie:z=1", "stealth_suppression:target=0"], ["mean"], most)
+    assert list(reasons) == ["alie"] and "minority" in reasons["alie"]
+
+
 def test_the_matrix_is_every_cell_in_turn():
     found = list(run_matrix(["none", "alie"], ["mean", "bulyan"], SMALL, [0, 1]))
     assert [key[:3] for key in found] == [
@@ -150,6 +161,12 @@ def test_texts():
         ("none", "stirring+mean", "'stirring' is unknown"),
         ("alie:scale=2", "mean", "alie has no option 'scale'"),
         ("none", "krum:size=2", "krum has no option"),
+        ("sign_flip:scale=abc", "mean", "scale='abc' will not do, give float"),
+        ("gaussian:generator=3", "mean", "generator=3 will not do, a text cannot give it"),
+        ("sign_flip:scale=true", "mean", "scale=True will not do"),
+        ("none", "krum:num_byzantine=1.5", "num_byzantine=1.5 will not do, give int"),
+        ("none", "bucketing:size=0+mean", "size=0 must lie in 1 … 7"),
+        ("none", "bucketing:size=8+mean", "size=8 must lie in 1 … 7"),
     ],
 )
 def test_a_wrong_text_is_refused(attack, rule, words):

@@ -99,6 +99,6 @@ def test_f_liars_spoil_at_most_f_buckets() -> None:
 
 
 def test_bucketing_refuses() -> None:
-    for size in (0, 6):
-        with pytest.raises(ValueError, match=f"size={size} must lie in 1 … 5"):
+    for size in (0, 6, 2.0):
+        with pytest.raises(ValueError, match=f"size={size} must be a whole number in 1 … 5"):
             bucketing(rows_of(5, 3), size, torch.Generator())

@@ -284,6 +284,28 @@ def test_clipping_goes_on_from_its_previous_step() -> None:
     assert torch.equal(fixed(second, torch.ones(N)), wanted)
 
 
+def test_what_is_done_with_a_step_does_not_move_the_next_start() -> None:
+    first, second = honest_rows(seed=0), honest_rows(seed=1)
+    aggregate = as_aggregate("centered_clipping", clip_norm=2.0)
+    step = aggregate(first, torch.ones(N))
+    kept = step.clone()
+    step *= -100
+    wanted = byzantine.centered_clipping(second, 2.0, kept)
+    assert torch.equal(aggregate(second, torch.ones(N)), wanted)
+
+
+def test_a_refusal_says_which_rows_had_been_left_out() -> None:
+    rows = honest_rows(11)
+    rows[2] = math.inf
+    aggregate = as_aggregate("krum", num_byzantine=4)
+    message = r"there are 10; use .* \(row\(s\) \[2\] of 11 are not finite and were left out\)"
+    with pytest.raises(ValueError, match=message):
+        aggregate(rows, torch.ones(11))
+    assert aggregate.dropped == [[2]]
+    with pytest.raises(ValueError, match=r"row\(s\) \[0, 1\] of 2 are not finite"):
+        as_aggregate("coordinate_median")(rows[:2] * math.nan, torch.ones(2))
+
+
 def test_an_option_that_is_a_function_is_asked_each_round() -> None:
     updates = iter([torch.ones(D), -torch.ones(D)])
     aggregate = as_aggregate("fltrust", server_update=lambda: next(updates))

@@ -51,6 +51,13 @@ def test_it_is_no_longer_than_the_servers_row_whoever_lies() -> None:
         assert torch.cosine_similarity(result, root, dim=0) > 0.05
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-20, 3e38])
+def test_a_servers_row_of_any_size_is_a_direction(size: float) -> None:
+    root = rows_of(1, 300)[0].sign()
+    result = fltrust(torch.cat([-root[None] * 7, root[None] * 5]), root * size)
+    torch.testing.assert_close(result.double(), (root * size).double(), rtol=1e-4, atol=0)
+
+
 def test_lengths_are_those_of_whole_rows_not_of_layers() -> None:
     """Normalised layer by layer (three of them), a row comes out √3 times too long."""
     rows, root = rows_of(6, 300, offset=1.0), rows_of(1, 300, 1, 1.0)[0]
@@ -130,6 +137,15 @@ def test_angles_are_told_apart_at_a_common_offset() -> None:
     liars[:, :250] += 0.1
     result = cluster_filter(torch.cat([liars, honest]))
     assert (result - honest.mean(0)).norm() < 5e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-10, 1e-30])
+def test_a_huge_row_keeps_its_angle_beside_tiny_ones(scale: float) -> None:
+    """Brought to their length it must not vanish: a row of zeros would count and add nothing."""
+    honest = rows_of(15, 2000, offset=0.3) * scale
+    rows = torch.cat([torch.full((5, 2000), -3e38), honest])
+    wanted = honest.double().mean(0)
+    assert (cluster_filter(rows).double() - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_cluster_filter_with_tiny_and_zero_rows() -> None:

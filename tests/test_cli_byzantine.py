@@ -60,7 +60,7 @@ def test_files_that_are_there_are_kept(byzantine, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--attacks", "flip"], "no attack 'flip': use one of sign_flip"),
+        (["--attacks", "flip"], "no attack 'flip': use one of none, label_flip, sign_flip"),
         (["--rules", "median"], "'median' is unknown: use one of mean"),
         (["--attacks", "alie:z"], "'z' is no option=value"),
         (["--byzantine", "20"], "leave at least one honest client"),

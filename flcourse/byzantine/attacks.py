@@ -40,9 +40,12 @@ def sign_flip(honest: Tensor, own: Tensor, *, scale: float = 1.0) -> Tensor:
 def constant(honest: Tensor, own: Tensor, *, value: float = 100.0) -> Tensor:
     """``value`` in every coordinate. Knows: nothing but the length of a row. Chapter 15.
 
-    Raises ``ValueError`` for rows that do not fit. ``value`` may be infinite or NaN.
+    Raises ``ValueError`` for rows that do not fit, or a ``value`` beyond the rows' dtype.
+    ``value`` may be infinite or NaN.
     """
     check_rows(honest, own, least=0)
+    if (most := torch.finfo(own.dtype).max) < abs(value) < math.inf:
+        raise ValueError(f"value={value} is no {own.dtype}: use at most {most:.5g}, or inf")
     return torch.full_like(own, value)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flcourse.byzantine import attacks, backdoor
 from flcourse.byzantine import suppression as cancelling
+from flcourse.byzantine.poisoning import liar_indices
 from flcourse.fedavg import RoundContext, Transform
 
 KNOWLEDGE = ("own row", "mean of the honest rows", "mean and spread", "all honest rows")
@@ -59,13 +60,15 @@ def as_transform(attack: str | attacks.Attack, liars: Collection[int], **options
     ``liars`` are client indices; who is not in the round's cohort does not lie in it. The others'
     rows pass unchanged. An attack that draws numbers takes them from the round's generator.
     Chapters 15 and 16.
-    Raises ``ValueError`` for an unknown attack, an option that it does not take, and as the attack
-    itself does (one that reads honest rows has nothing to read where everybody lies).
+    Raises ``ValueError`` for an unknown attack, an option that it does not take, ``liars`` that are
+    no indices (a mask), and as the attack
+    itself does, with the number of the round: where cohorts are drawn, one may hold a single liar
+    (``suppression`` needs two), a majority of them (``alie`` without ``z``) or nobody else.
     """
     name = attack if isinstance(attack, str) else getattr(attack, "__name__", repr(attack))
     function = attack_named(attack) if isinstance(attack, str) else attack
     check_options(name, function, options)
-    return Lying(name, function, frozenset(liars), dict(options))
+    return Lying(name, function, liar_indices(liars), dict(options))
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,11 @@ class Lying:
         if "generator" in inspect.signature(self.function).parameters:
             options.setdefault("generator", context.generator(self.name))
         sent = rows.clone()
-        sent[lying] = self.function(rows[~lying], rows[lying], **options)
+        try:
+            sent[lying] = self.function(rows[~lying], rows[lying], **options)
+        except ValueError as error:
+            who = f"{int(lying.sum())} liar(s) of {len(rows)} clients"
+            raise ValueError(f"round {context.round}, {who}: {self.name}: {error}") from error
         return sent
 
     @property

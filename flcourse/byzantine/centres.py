@@ -135,6 +135,10 @@ def _clip_again(gram: Tensor, clip_norm: float, iterations: int) -> Tensor:
 def _start(start: Tensor, rows: Tensor) -> Tensor:
     if start.shape != rows.shape[1:]:
         raise ValueError(f"a start of shape {list(start.shape)} does not fit {list(rows.shape)}")
-    if not bool(torch.isfinite(start).all()):
-        raise ValueError("start holds NaN or infinity: give the last finite step, or None")
-    return start.detach().to(rows)
+    first = start.detach().to(rows)  # a float64 start of 1e39 is no float32
+    if not bool(torch.isfinite(first).all()):
+        raise ValueError(
+            f"start holds NaN, infinity or a number beyond {rows.dtype}: give the last finite "
+            "step, or None"
+        )
+    return first

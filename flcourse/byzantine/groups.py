@@ -112,8 +112,9 @@ def _wrapped(values: Tensor, codec: FixedPoint) -> Words:
 class Grouped:
     """An ``aggregate`` for ``fedavg.train``: masked groups, then a robust rule over their means.
 
-    ``rule`` maps ``[m, d]`` to ``[d]``. Clients are grouped anew in each call, at random from
-    ``seed`` and the number of the call; ``views`` keeps what the server saw of the last call.
+    ``rule`` maps ``[m, d]`` to ``[d]``; what ``as_aggregate`` makes will do. Clients are
+    grouped anew in each call, at random from ``seed`` and the number of the call; ``view`` keeps
+    what the server saw of the last call.
     Weights are ignored. Options and errors are those of ``group_clients`` and ``group_means``.
     """
 
@@ -152,6 +153,7 @@ def tolerated_liars(
 
     Each spoils at most one group. ``max_byzantine(m)`` is what the rule tolerates among ``m`` rows;
     as it stands that of the median, ``⌊(m − 1)/2⌋``. With ``size = n`` there is one group: nobody.
+    0 also where the rule is not defined for so few groups.
     Raises ``ValueError`` unless ``1 ≤ size ≤ num_clients``.
     """
     if not 1 <= size <= num_clients:

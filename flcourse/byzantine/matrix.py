@@ -11,7 +11,6 @@ first: ``bucketing:size=2+coordinate_median``. Chapter 16.
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from flcourse.byzantine.catalogue import as_transform, lying_rows
+from flcourse.byzantine.catalogue import ATTACKS, as_transform, lying_rows
 from flcourse.byzantine.poisoning import poison
 from flcourse.byzantine.rules import MIXINGS, RULES, RobustAggregate, as_aggregate
 from flcourse.byzantine.setting import Federation, Setting, federation
+from flcourse.byzantine.spelling import check_types, parse
 from flcourse.byzantine.trust import root_update
 from flcourse.fedavg import Checkpoint, Round, RoundContext, Transform, evaluate, train
 from flcourse.runtime import generator
@@ -90,7 +90,7 @@ class Cell:
 
 
 class Undefined(ValueError):
-    """A rule that is not defined for so many liars among so few rows."""
+    """A rule, or a lie, that is not defined for so many liars among so few rows."""
 
 
 def run_cell(
@@ -101,9 +101,9 @@ def run_cell(
     For one seed all rules see the same data, liars, start and batches. Rows count alike, whatever
     their sample counts. ``none`` names no liar, yet rules are told ``f`` as ever. ``folder`` is
     where data sets lie. Chapter 16.
-    Raises ``Undefined`` if the rule refuses ``f`` of ``n``, and ``ValueError`` for a name or option
-    that is unknown. What stops later (too many rows dropped for a rule, a model no longer finite)
-    is told in ``Cell.stopped``.
+    Raises ``Undefined`` if rule or attack refuses ``f`` of ``n``, and ``ValueError`` for a name or
+    option that is unknown. What stops later (too many rows dropped for a rule, a model no longer
+    finite) is told in ``Cell.stopped``.
     """
     world = federation(setting, seed, folder)
     name, options = parse(attack)
@@ -147,7 +147,7 @@ def run_matrix(
     *,
     folder: str | None = None,
 ) -> Iterator[tuple[str, str, int, Cell | None]]:
-    """Every attack × rule × seed in turn; the cell is None where the rule is ``Undefined``."""
+    """Every attack × rule × seed in turn; the cell is None where rule or lie is ``Undefined``."""
     rules, seeds = list(rules), list(seeds)
     for attack in attacks:
         for rule in rules:
@@ -162,13 +162,21 @@ def run_matrix(
 def check_names(
     attacks: Iterable[str], rules: Iterable[str], setting: Setting, *, folder: str | None = None
 ) -> dict[str, str]:
-    """Refuse unknown names and options before hours of training; say which rules are undefined.
+    """Refuse unknown names and options before hours of training; say what is undefined.
 
-    Returns the reason for each rule that is not defined for ``f`` of ``n``. Raises ``ValueError``.
+    Returns the reason for each rule, and each attack, that is not defined for ``f`` of ``n``.
+    Raises ``ValueError``.
     """
     world, undefined = federation(setting, 0, folder), {}
+    rows = torch.randn(len(world.clients), 8, generator=generator(0, "any rows"))
+    context = RoundContext(1, 0, world.clients, rows[:, 0], world.model)
+    rows[~lying_rows(world.liars, context)] *= 1e-3  # whether lengths allow a lie, the run shows
     for attack in attacks:
-        _lie(*parse(attack), world)
+        watch = Watch(world.model, world.liars, _lie(*parse(attack), world))
+        try:
+            watch.transform(rows, context)
+        except Undefined as error:
+            undefined[attack] = str(error)
     for rule in rules:
         try:
             build_rule(rule, setting, Watch(world.model, frozenset(), None), world, 0)
@@ -202,7 +210,10 @@ class Watch:
     def transform(self, rows: Tensor, context: RoundContext) -> Tensor:
         """Let the liars lie; remember the mean of the honest rows."""
         self.honest = rows[~lying_rows(self.liars, context).to(rows.device)].mean(dim=0)
-        sent = rows if self.lie is None else self.lie(rows, context)
+        try:
+            sent = rows if self.lie is None else self.lie(rows, context)
+        except ValueError as error:
+            raise Undefined(str(error)) from error
         lengths = torch.linalg.vector_norm(sent, dim=1).nan_to_num(nan=torch.inf)
         self.typical = float(lengths.median())
         return sent
@@ -234,21 +245,6 @@ def cosine(step: Tensor, honest: Tensor) -> float:
 # --- from text ----------------------------------------------------------------------------------
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """``"alie:z=1.5"`` -> ``("alie", {"z": 1.5})``; a value is a number, or else a word.
-
-    Raises ``ValueError`` for a part that is no ``option=value``.
-    """
-    name, _, rest = text.partition(":")
-    options = {}
-    for part in rest.split(",") if rest else []:
-        key, equals, value = part.partition("=")
-        if not (key and equals and value):
-            raise ValueError(f"{text!r}: {part!r} is no option=value, as in sign_flip:scale=5")
-        options[key] = _value(value)
-    return name, options
-
-
 def build_rule(
     text: str, setting: Setting, watch: Watch, world: Federation, seed: int
 ) -> RobustAggregate:
@@ -268,6 +264,8 @@ def build_rule(
     }
     functions = [RULES[name].function] if name in RULES else []
     functions += [MIXINGS[mix]] if mix in MIXINGS else []
+    for function in functions:
+        check_types(function, options | mix_options)
     takes = {option for function in functions for option in inspect.signature(function).parameters}
     given = {key: value() for key, value in known.items() if key in takes} | options | mix_options
     rule = as_aggregate(name, mix=mix or None, **given)
@@ -277,21 +275,22 @@ def build_rule(
 
 def _check_defined(name: str, setting: Setting, options: dict[str, Any]) -> None:
     rule, f = RULES[name], options.get("num_byzantine", setting.num_byzantine)
-    rows = -(-setting.num_clients // options.get("size", 1))
+    size, n = options.get("size", 1), setting.num_clients
+    if not 1 <= size <= n:
+        raise ValueError(f"bucketing: size={size} must lie in 1 … {n}, the number of clients")
+    rows = -(-n // size)
     if rule.checks and f > rule.max_byzantine(rows):
         raise Undefined(f"{name} is not defined for {f} of {rows} rows: {rule.condition}")
 
 
 def _lie(name: str, options: dict[str, Any], world: Federation) -> Transform | None:
-    if name not in (NONE, LABEL_FLIP):
-        return as_transform(name, world.liars, **options)
-    if options:
-        raise ValueError(f"{name} takes no options, got {', '.join(options)}")
-    return None
-
-
-def _value(text: str) -> Any:
-    try:
-        return float(text) if text.lower() in ("nan", "inf", "-inf") else json.loads(text)
-    except json.JSONDecodeError:
-        return text
+    if name in (NONE, LABEL_FLIP):
+        if options:
+            raise ValueError(f"{name} takes no options, got {', '.join(options)}")
+        return None
+    if name not in ATTACKS:
+        known = ", ".join((NONE, LABEL_FLIP, *ATTACKS))
+        raise ValueError(f"no attack {name!r}: use one of {known}")
+    lie = as_transform(name, world.liars, **options)
+    check_types(ATTACKS[name].function, options)
+    return lie

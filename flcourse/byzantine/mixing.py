@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flcourse.byzantine.coordinates import MAJORITY
 from flcourse.byzantine.geometry import centred, geometry, typical
-from flcourse.byzantine.screening import admitted
+from flcourse.byzantine.screening import admitted, whole_number
 
 
 def nearest_neighbour_mixing(rows: Tensor, num_byzantine: int) -> Tensor:
@@ -44,8 +44,8 @@ def bucketing(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
     Raises ``ValueError`` unless ``1 ≤ size ≤ n``; warns ``DroppedRows``.
     """
     rows, norms = admitted(rows, "bucketing")
-    if not 1 <= size <= len(rows):
-        raise ValueError(f"size={size} must lie in 1 … {len(rows)}, the number of rows")
+    if not (whole_number(size) and 1 <= size <= len(rows)):
+        raise ValueError(f"size={size} must be a whole number in 1 … {len(rows)}, all rows")
     dealt = torch.randperm(len(rows), generator=generator).split(size)
     weights = torch.zeros(len(dealt), len(rows), dtype=torch.float64)
     for bucket, members in enumerate(dealt):

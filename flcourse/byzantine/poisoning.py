@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from torch import Tensor
+
+from flcourse.byzantine.screening import whole_number
 from flcourse.data import Client
 
 
@@ -36,7 +39,21 @@ def label_flip(
 
 def poison(clients: Sequence[Client], liars: Collection[int], num_classes: int) -> list[Client]:
     """The same clients, with those whose index is among the ``liars`` under ``label_flip``."""
+    lying = liar_indices(liars)
     return [
-        label_flip(client, num_classes) if int(client.index) in liars else client
+        label_flip(client, num_classes) if int(client.index) in lying else client
         for client in clients
     ]
+
+
+def liar_indices(liars: Collection[int]) -> frozenset[int]:
+    """Client indices as plain numbers: a tensor's elements equal no number when looked up in a set.
+
+    Raises ``ValueError`` for what is no whole number, such as a mask.
+    """
+    found = [liar.item() if isinstance(liar, Tensor) else liar for liar in liars]
+    if wrong := [liar for liar in found if not whole_number(liar)]:
+        raise ValueError(
+            f"liars={found}: {wrong[0]!r} is no client index; of a mask give mask.nonzero()[:, 0]"
+        )
+    return frozenset(int(liar) for liar in found)

@@ -81,8 +81,8 @@ class RobustAggregate:
     """A rule as ``train`` calls it, ``aggregate(rows, weights) -> step``: see ``as_aggregate``.
 
     ``dropped`` has a list for each call: the indices of the rows left out since they held NaN or
-    infinity. ``previous`` is the last step, from which centred clipping goes on; ``reset()``
-    forgets both, between two trainings.
+    infinity. ``previous`` is the last step of centred clipping, from which it goes on (of other
+    rules: None); ``reset()`` forgets both, between two trainings.
     """
 
     def __init__(
@@ -105,17 +105,30 @@ class RobustAggregate:
         self.dropped: list[list[int]] = []
         self.previous: Tensor | None = None
 
-    def __call__(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """Screen, mix, apply the rule: ``[n, d], [n] -> [d]``. ``weights`` are not looked at."""
-        rows, dropped = screen(rows)
+    def __call__(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Screen, mix, apply the rule: ``[n, d], [n] -> [d]``. ``weights`` are not looked at.
+
+        Raises ``ValueError`` as the rule does, and says then which rows had been left out.
+        """
+        left, dropped = screen(rows)
         self.dropped.append(dropped)
+        try:
+            step = self._apply(left)
+        except ValueError as error:
+            if not dropped:
+                raise
+            out = f"row(s) {dropped} of {len(rows)} are not finite and were left out"
+            raise ValueError(f"{error} ({out})") from error
+        self.previous = step.clone() if self._follows else None
+        return step
+
+    def _apply(self, rows: Tensor) -> Tensor:
         if self.mix is not None:
             rows = self.mix(rows, **self.mix_options)
         options = {name: _value(option) for name, option in self.options.items()}
         if self._follows:
             options["start"] = self.previous
-        self.previous = self.function(rows, **options)
-        return self.previous
+        return self.function(rows, **options)
 
     def __repr__(self) -> str:
         return self.__name__

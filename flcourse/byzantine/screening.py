@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class Condition:
 
     def check(self, rule: str, num_rows: int, num_byzantine: int) -> None:
         """Raise ``ValueError`` unless ``rule`` is defined for these ``n`` and ``f``."""
-        if not isinstance(num_byzantine, int) or num_byzantine < 0:
+        if not whole_number(num_byzantine) or num_byzantine < 0:
             raise ValueError(f"num_byzantine={num_byzantine!r} must be a whole number, at least 0")
         if num_byzantine > (most := self.max_byzantine(num_rows)):
             remedy = f"at most num_byzantine={most}" if most >= 0 else "more rows"
@@ -49,6 +50,11 @@ class Condition:
                 f"{self.times * num_byzantine + self.plus} rows, there are {num_rows}; "
                 f"use {remedy}, or another rule"
             )
+
+
+def whole_number(value: object) -> bool:
+    """Whether it is an integer, also one of numpy's; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def screen(rows: Tensor) -> tuple[Tensor, list[int]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flcourse.byzantine.coordinates import average, sorted_slabs
 from flcourse.byzantine.geometry import geometry
-from flcourse.byzantine.screening import Condition, admitted
+from flcourse.byzantine.screening import Condition, admitted, whole_number
 
 KRUM = Condition(2, 3)
 BULYAN = Condition(4, 3)
@@ -43,9 +43,10 @@ def multi_krum(rows: Tensor, num_byzantine: int, num_selected: int | None = None
     KRUM.check("multi_krum", len(rows), num_byzantine)
     most = len(rows) - num_byzantine
     count = most if num_selected is None else num_selected
-    if not 1 <= count <= most:
+    if not (whole_number(count) and 1 <= count <= most):
         raise ValueError(
-            f"num_selected={count} must lie in 1 … n − f = {most}: more would take a liar in"
+            f"num_selected={count} must be a whole number in 1 … n − f = {most}: more would take "
+            "a liar in"
         )
     around = geometry(rows, norms)
     best = _ranking(around.squared, num_byzantine)[:count]

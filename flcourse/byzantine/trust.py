@@ -39,7 +39,8 @@ def fltrust(rows: Tensor, server_update: Tensor) -> Tensor:
     rows, norms = admitted(rows, "fltrust")
     root = _server_row(server_update, rows)
     length = float(lengths(root[None]))
-    trust = _cosines(rows, norms, root / length).clamp(min=0)
+    unit = (root.double() / length).to(root)  # the length of a row of 3e38 is no float32
+    trust = _cosines(rows, norms, unit).clamp(min=0)
     if not float(trust.sum()) > 0:
         return torch.zeros_like(root)
     shares = torch.where(trust > 0, trust / trust.sum() * (length / norms), torch.zeros_like(trust))
@@ -112,11 +113,15 @@ def _comparable(rows: Tensor, norms: Tensor) -> tuple[Tensor, Tensor]:
     """
     usual = norms[typical(norms)]
     ratio = torch.where((norms > 0) & (usual > 0), usual / norms, torch.ones_like(norms))
-    exponent = torch.frexp(ratio).exponent.clamp(max=120)  # 2¹²⁸ is no float32
-    factors = torch.ldexp(torch.ones_like(norms), exponent * (exponent.abs() > _COMPARABLE))
-    if bool((factors == 1).all()):
+    exponent = torch.frexp(ratio).exponent.clamp(max=240)
+    exponent *= exponent.abs() > _COMPARABLE
+    if not bool(exponent.any()):
         return rows, norms
-    return rows * factors.to(rows)[:, None], norms * factors
+    first = exponent // 2  # in two halves: neither 2²⁴⁰ nor 2⁻¹⁶⁰ is a float32
+    for part in (first, exponent - first):
+        factors = torch.ldexp(torch.ones_like(norms), part)
+        rows, norms = rows * factors.to(rows)[:, None], norms * factors
+    return rows, norms
 
 
 def _cosine_distances(squared: Tensor, norms: Tensor) -> Tensor:
