@@ -3,7 +3,7 @@
     python data_scripts/make_byzantine_five.py --root DATA      # about 5 minutes on one core
 
 The shape of a published comparison: 5 clients, 2 of them lie, 5 rounds; and one with 1 liar of 5
-that is loud, and 15 rounds. LightCNN, 10,000 training pictures, IID, two seeds. Chapter 16 runs the
+that is loud, and 15 rounds. LightCNN, 5,000 training pictures, IID, two seeds. Chapter 16 runs the
 same on digits and shows this beside it.
 """
 
@@ -17,23 +17,27 @@ from flcourse.claims import save_stored
 
 SEEDS = (0, 1)
 SMALL = Setting(
-    data_set="cifar10", num_train=10_000, num_clients=5, num_byzantine=2, partition="iid",
+    data_set="cifar10", num_train=5_000, num_clients=5, num_byzantine=2, partition="iid",
     model="light-cnn", rounds=5, epochs=2, batch_size=64, lr=0.1,
 )  # fmt: skip
 LOUD = replace(SMALL, num_byzantine=1)
-# A tenth trimmed at either end of five rows is none.
+# A tenth trimmed at either end of five rows is nobody: that trimmed mean is the mean.
 PARTS = {
     "two quiet liars": (
         SMALL,
-        ("none", "constant:value=0.001", "sign_flip", "suppression", "stealth_suppression"),
-        ("mean", "trimmed_mean:num_byzantine=0", "coordinate_median"),
+        ("none", "constant:value=0.01", "sign_flip", "suppression", "stealth_suppression"),
+        ("mean", "coordinate_median"),
     ),
     "one loud liar": (
         LOUD,
         ("none", "sign_flip:scale=10"),
-        ("mean", "trimmed_mean", "coordinate_median", "krum"),
+        ("mean", "trimmed_mean", "krum"),
     ),
 }
+
+
+def cell(part: str, attack: str, rule: str, seed: int, root: str | None) -> float:
+    return run_cell(attack, rule, PARTS[part][0], seed, folder=root).accuracy
 
 
 def main() -> None:
@@ -41,12 +45,12 @@ def main() -> None:
     parser.add_argument("--root", help="folder of data sets (default: FLCOURSE_DATA)")
     root = parser.parse_args().root
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for part, (setting, attacks, rules) in PARTS.items():
+    for part, (_, attacks, rules) in PARTS.items():
         results[part] = {attack: {} for attack in attacks}
         for attack in attacks:
             for rule in rules:
-                cells = [run_cell(attack, rule, setting, seed, folder=root) for seed in SEEDS]
-                results[part][attack][rule] = [cell.accuracy for cell in cells]
+                found = [cell(part, attack, rule, seed, root) for seed in SEEDS]
+                results[part][attack][rule] = found
                 print(part, attack, rule, results[part][attack][rule], flush=True)
     config = {"seeds": SEEDS, "settings": {p: asdict(s) for p, (s, _, _) in PARTS.items()}}
     print(save_stored("byzantine_five", config=config, results=results))

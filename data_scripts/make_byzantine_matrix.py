@@ -14,7 +14,7 @@ from typing import Any
 
 from flcourse.byzantine.matrix import STANDARD_ATTACKS as ATTACKS
 from flcourse.byzantine.matrix import STANDARD_RULES as RULES
-from flcourse.byzantine.matrix import Cell, run_matrix
+from flcourse.byzantine.matrix import Cell, run_cell, run_matrix
 from flcourse.byzantine.setting import Setting
 from flcourse.claims import save_stored
 
@@ -25,6 +25,10 @@ SETTING = Setting()
 
 def setting(partition: str) -> Setting:
     return replace(SETTING, partition=partition)
+
+
+def cell(partition: str, attack: str, rule: str, seed: int) -> Cell:
+    return run_cell(attack, rule, setting(partition), seed)
 
 
 def kept(cells: list[Cell]) -> dict[str, Any]:

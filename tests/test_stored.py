@@ -225,7 +225,47 @@ def masked_groups():
     assert list(made["leaked"]) == [f"{size}" for size in maker.SIZES]
 
 
+def byzantine_matrix():
+    made, maker = stored("byzantine_matrix"), script("byzantine_matrix")
+    for how, attack, rule, seed in (
+        ("dirichlet", "min_max", "nearest_neighbour_mixing+trimmed_mean", 3),
+        ("iid", "sign_flip:scale=5", "coordinate_median", 1),
+        ("dirichlet", "constant:value=nan", "bulyan", 0),
+    ):
+        again, kept = (
+            maker.run_cell(attack, rule, maker.setting(how), seed),
+            made[how][attack][rule],
+        )
+        # 360 test samples: other libraries round differently and drift by some of them.
+        assert again.accuracy == pytest.approx(kept["accuracy"][seed], abs=0.03), (attack, rule)
+        assert again.cosine == pytest.approx(kept["cosine"][seed], abs=0.03), (attack, rule)
+        assert (again.stopped is None) == ("stopped" not in kept)
+    for how in maker.PARTITIONS:
+        assert list(made[how]) == list(maker.ATTACKS)
+        assert all(list(row) == list(maker.RULES) for row in made[how].values())
+
+
+def byzantine_search():
+    made, maker = stored("byzantine_search"), script("byzantine_search")
+    for name, rule in (("f = 8", "trimmed_mean"), ("one epoch a round", "mean")):
+        again = maker.cell(name, "min_max", rule, seed=1)
+        assert again == pytest.approx(made[name]["min_max"][rule][1], abs=0.04), name
+    assert list(made) == list(maker.SETTINGS)
+
+
+def byzantine_five():
+    if not (SHARED / "cifar-10-batches-py").is_dir():
+        pytest.skip(f"CIFAR-10 is not in {SHARED}: set FLCOURSE_SHARED_DATA to its folder")
+    made, maker = stored("byzantine_five"), script("byzantine_five")
+    again = maker.cell("one loud liar", "sign_flip:scale=10", "mean", 1, str(SHARED))
+    assert again == pytest.approx(made["one loud liar"]["sign_flip:scale=10"]["mean"][1], abs=0.04)
+    assert list(made) == list(maker.PARTS)
+
+
 RECOMPUTE = {
+    "byzantine_matrix": byzantine_matrix,
+    "byzantine_search": byzantine_search,
+    "byzantine_five": byzantine_five,
     "backdoors": backdoors,
     "collusion": collusion,
     "masked_groups": masked_groups,

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from flcourse.viz.base import (
     COLOURS,
@@ -46,6 +47,9 @@ SHORT = {
     "stealth_suppression": "suppression, stealthy",
     "coordinate_median": "median",
     "trimmed_mean": "trimmed mean",
+    "trimmed_mean:num_byzantine=0": "10 % trimmed",
+    "constant:value=0.01": "constant 0.01",
+    "sign_flip:scale=10": "flip ×10",
     "krum": "Krum",
     "multi_krum": "multi-Krum",
     "bulyan": "Bulyan",
@@ -96,10 +100,14 @@ def lie_rule_matrix(
     unit = "points" if measure == "accuracy" else "hundredths"
     written = "percent" if measure == "accuracy" else "hundredths"
     seeds = max((len(to_array(v)) for row in table.values() for v in row.values()), default=0)
-    text = (
-        f"{measure.capitalize()} in {written}, lies down, rules across; mean over {seeds} seeds. "
-        f"Standard deviation over seeds: {np.nanmedian(spreads):.0f} {unit} in the median cell, "
-        f"{np.nanmax(spreads):.0f} in the widest. Hatched: the rule is not defined."
+    over = (
+        f"mean over {seeds} seeds. Standard deviation over seeds: {np.nanmedian(spreads):.0f} "
+        f"{unit} in the median cell, {np.nanmax(spreads):.0f} in the widest."
+    )
+    text = join(
+        f"{measure.capitalize()} in {written}, lies down, rules across;",
+        over if seeds > 1 else "one seed.",
+        "Hatched: the rule is not defined." if np.isnan(means).any() else "",
     )
     said = [
         f"{short(attack)}: " + ", ".join(_words(rules, row)) + "."
@@ -137,7 +145,9 @@ def rules_under_lie(
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         means = [
-            f"{short(rule)} {100 * np.mean(to_array(v)):.0f}" for rule, v in table[attack].items()
+            f"{short(rule)} {100 * np.mean(to_array(v)):.0f}"
+            for rule, v in table[attack].items()
+            if len(to_array(v))
         ]
         said.append(f"{name}: {', '.join(means)}; {reference} without liars {honest:.0f}")
     text = (
@@ -199,7 +209,7 @@ def lies_among_rows(
         for place, lie in enumerate(lies):
             x, y = (float(value) for value in to_array(crowd[lie]))
             axes.plot(x, y, "X", color=COLOURS["attacker"], ms=9, zorder=4)
-            side = -1 if x > 0.55 else 1
+            side = -1 if x > -0.2 else 1
             axes.annotate(
                 short(lie), (x, y), xytext=(9 * side, 3 if place % 2 else -3),
                 textcoords="offset points", ha="right" if side < 0 else "left",
@@ -207,6 +217,10 @@ def lies_among_rows(
             )  # fmt: skip
         axes.set(yscale="log", title=name, xlabel="cosine with the honest mean", xlim=(-1.1, 1.1))
         axes.set_xticks([-1, 0, 1])
+        axes.yaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10]))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.margins(y=0.12)
         low, high = honest[:, 0].min(), honest[:, 0].max()
         said.append(f"{name}: honest cosines from {low:.2f} to {high:.2f}")
     np.atleast_1d(made)[0].set_ylabel("length over the median honest one")
@@ -234,11 +248,11 @@ def price_of_a_lie(
             y = row + 0.25 * (place - (len(rules) - 1) / 2)
             axes.plot(lost, [y] * len(lost), "o", color=colours[rule], ms=5, alpha=0.6)
             axes.plot([lost.mean()] * 2, [y - 0.1, y + 0.1], color=colours[rule], lw=3)
-            told.append(f"{short(rule)} {lost.mean():.0f}")
+            told.append(f"{short(rule)} {round(lost.mean())}")
         said.append(f"{name}: {', '.join(told)}")
     for rule in rules:
         axes.plot([], [], "o", color=colours[rule], label=short(rule))
-    axes.legend(loc="lower right", frameon=True, edgecolor="none", fontsize=11)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncol=3, frameon=False, fontsize=11)
     axes.axvline(0, color=INK, lw=1.2)
     axes.axvline(mark, color=COLOURS["warning"], lw=1.6, ls=(0, (4, 3)))
     axes.set_yticks(range(len(found)), list(found))
@@ -293,5 +307,5 @@ def _gains(table: Table, rule: str) -> list[float]:
     return [
         100 * float(np.mean(to_array(cells[rule]) - to_array(cells["mean"])))
         for cells in table.values()
-        if rule in cells and len(to_array(cells[rule])) == len(to_array(cells["mean"]))
+        if len(to_array(cells.get(rule, []))) == len(to_array(cells["mean"]))
     ]
