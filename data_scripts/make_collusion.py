@@ -3,8 +3,9 @@
     python data_scripts/make_collusion.py        # about 6 minutes on one core
 
 Five clients send the gradient of one photo each; four of them lie so that only client 3 is left.
-The rule's result is read by someone who knows which rule it was and what the four sent, and
-inverted as in chapter 06; where nobody lies, as a batch of five photos. Chapter 17 shows it.
+The rule's result is read by someone who knows which rule it was and what the four sent, takes the
+lies out of it (`unclipped`, `without`) and inverts what is left as in chapter 06; where nobody
+lies, the result is read as that of a batch of five photos. Chapter 17 shows it.
 """
 
 from __future__ import annotations
@@ -88,11 +89,53 @@ def read(
         return aggregate(leaks).with_row(result), {}
     if rule == "mean":
         return leaks[VICTIM].with_row(len(ORDER) * result), {}
+    if rule == "centred clipping":
+        return leaks[VICTIM].with_row(unclipped(result, lies)), {}
     if rule == "median":  # below every lie a value is the victim's own, and every sign is
         kept = result.abs() < lies.abs().min(dim=0).values
         label = sign_rule(result[-CLASSES:]).labels
         return leaks[VICTIM].with_row(result * kept), {"support": "kept", "labels": label}
-    return leaks[VICTIM].with_row(result / result.norm(), normalised=True), {}
+    own = result if rule == "Krum" else without(result, lies)
+    return leaks[VICTIM].with_row(own / own.norm(), normalised=True), {}
+
+
+def unclipped(result: Tensor, lies: Tensor, steps: int = 60) -> Tensor:
+    """The victim's row from what centred clipping made of it and of known lies in pairs ±M.
+
+    With the cuts ``f`` known, the rule maps each value of the row alone, by a line with two kinks
+    (at ``±a``, where the median becomes a lie): turn that round. The cuts follow from the row, and
+    the row from the cuts, in damped steps from ``n`` times the result.
+    """
+    end, sent = result.double(), lies.double()
+    a, row = sent.abs().min(dim=0).values, (len(lies) + 1) * result.double()
+    for _ in range(steps):
+        rows = torch.cat([sent, row[None]])
+        clip, away = typical(rows), (rows - row.clamp(-a, a)).norm(dim=1)
+        cuts = clip / away.clamp(min=clip) / len(rows)
+        rest, stays = end - cuts[:-1] @ sent, 1 - cuts.sum()  # rest = stays·median + cut·row
+        inside = rest / (stays + cuts[-1])
+        beyond = (rest - stays * a * rest.sign()) / cuts[-1]
+        row = (row + torch.where(inside.abs() < a, inside, beyond)) / 2
+    return row.to(result)
+
+
+def without(result: Tensor, lies: Tensor) -> Tensor:
+    """``α·row`` from ``α·row + Σ β_i M_i``, for known ``M_i`` (the first of each pair).
+
+    The gradient of a classifier's last layer sums to zero over the classes, sample by sample.
+    So what is left of these sums is the lies' alone, and gives every ``β_i``.
+    """
+    moves = lies[::2].double()
+    betas = torch.linalg.lstsq(over_classes(moves).T, over_classes(result[None]).T).solution
+    return (result.double() - betas[:, 0] @ moves).to(result)
+
+
+def over_classes(rows: Tensor) -> Tensor:
+    """The last layer's part of rows ``[k, d]`` (weights, then biases), summed over the classes."""
+    layer = [p.numel() // CLASSES for p in messages(SEEDS[0])[0].parameters()][-2:]
+    size = CLASSES * layer[0]
+    weights = rows[:, -size - CLASSES : -CLASSES].reshape(len(rows), CLASSES, layer[0])
+    return torch.cat([weights, rows[:, -CLASSES:, None]], dim=2).sum(dim=1).double()
 
 
 def cell(lie: str, rule: str, seed: int) -> dict[str, Any]:

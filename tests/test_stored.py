@@ -193,10 +193,17 @@ def secagg_costs():
 
 def collusion():
     made, maker = stored("collusion"), script("collusion")
-    for lie, rule in (("suppression", "median"), ("stealth", "mean")):
+    cases = (("suppression", "median"), ("stealth", "mean"), ("stealth", "centred clipping"))
+    for lie, rule in cases:
         again = maker.cell(lie, rule, seed=1)
         assert again["psnr"] == pytest.approx(made[lie][rule]["psnr"][1], abs=3), (lie, rule)
         assert again["cosine"] == pytest.approx(made[lie][rule]["cosine"][1], abs=1e-3)
+    rows, lies = maker.told("stealth", 1)  # who knows the lies has the row, whatever the rule
+    for rule in ("centred clipping", "geometric median", "FLTrust"):
+        result = maker.RULES[rule](rows, maker.messages(1)[2])
+        seen = maker.read("stealth", rule, result, lies, 1)[0].row
+        row = rows[maker.VICTIM] / rows[maker.VICTIM].norm()
+        assert float((seen / seen.norm() - row).norm()) < 1e-5, rule
     assert list(made) == list(maker.LIES)
     assert all(list(cells) == list(maker.RULES) for cells in made.values())
 

@@ -17,7 +17,10 @@ FIGURES = {
     "scale": lambda: viz.backdoor_by_scale({"square": TABLE, "dot": TABLE}),
     "defences": lambda: viz.backdoor_defences({"one shot": TABLE, "patient": TABLE}, 0.02),
     "groups": lambda: viz.price_of_groups(
-        {"0": {"1": [0.9], "4": [0.8]}, "2": {"1": [0.7], "4": [0.5]}}, SIZES, 12.0, marked="4"
+        {"0 liars": {"1": [0.9], "4": [0.8]}, "2 liars": {"1": [0.7], "4": [0.5]}},
+        SIZES,
+        12.0,
+        marked="4",
     ),
 }
 
@@ -36,5 +39,5 @@ def test_captions_are_computed_from_what_is_drawn() -> None:
     assert "four collude: mean 33, Krum 90" in FIGURES["given away"]().caption
     assert "square at 20: success 95 %, accuracy 65 %" in FIGURES["scale"]().caption
     assert "patient: least success 15 % (1), most 95 % (20)" in FIGURES["defences"]().caption
-    assert "2 liars: 70 at 1, 50 at 4" in FIGURES["groups"]().caption
+    assert "80 at 4; 2 liars: 70 at 1, 50 at 4)" in FIGURES["groups"]().caption
     assert "35 dB at 1 and 18 at 4" in FIGURES["groups"]().caption

@@ -178,8 +178,8 @@ def price_of_groups(
 ) -> Figure:
     """Left: accuracy against the group's size, a line for each number of liars. Right: the photo.
 
-    ``accuracy[liars][size]`` in [0, 1], ``psnr[size]`` in dB, one value a seed; ``marked``: a size
-    to draw a line at.
+    ``accuracy["2 liars"][size]`` in [0, 1], ``psnr[size]`` in dB, one value a seed; ``marked``: a
+    size to draw a line at.
     """
     canvas, (left, right) = new_figure(PAGE_WIDTH, 3.5, columns=2, width_ratios=(1.15, 1))
     sizes = list(psnr)
@@ -194,7 +194,7 @@ def price_of_groups(
                           alpha=0.15, lw=0)  # fmt: skip
         ends.append((float(x[-1]), float(middle[-1]), liars, colour))
         points = ", ".join(f"{m:.0f} at {s}" for m, s in zip(middle, sizes, strict=True))
-        said.append(f"{liars} liars: {points}")
+        said.append(f"{liars}: {points}")
     values = [finite(to_array(psnr[size]).astype(float)) for size in sizes]
     right.plot(x, [np.median(value) for value in values], color=COLOURS["attacker"])
     for place, value in zip(x, values, strict=True):

@@ -11,6 +11,14 @@ def paired(moves, weights, *, ratio=lambda a, b: a / b, sign=-1.0):
     return rows
 
 
+def one_for_all(moves, weights):
+    """The last colluder alone makes up for every move."""
+    rows = torch.zeros(len(weights), moves.shape[1])
+    rows[::2] = moves
+    rows[-1] = -(weights[::2] @ moves) / weights[-1]
+    return rows
+
+
 def nearest(lies):
     return lies.abs().min(dim=0).values
 
@@ -49,6 +57,7 @@ WRONG = {
         ("turned round", lambda m, w: paired(m, w, ratio=lambda a, b: b / a), "turned round"),
         ("no minus", lambda m, w: paired(m, w, sign=1.0), "minus sign"),
         ("halves", lambda m, w: torch.cat([m, -m * (w[::2] / w[1::2])[:, None]]), "next to each"),
+        ("one for all", one_for_all, "by itself"),
         ("one row a pair", lambda m, w: m, "a row for each"),
     ],
     "17.2": [
