@@ -144,7 +144,7 @@ def backdoor_defences(
     """
     names = list(next(iter(panels.values())))
     canvas, sheets = new_figure(
-        PAGE_WIDTH, 0.9 + 0.36 * len(names), columns=len(panels), sharey=True, squeeze=False
+        PAGE_WIDTH, 1.2 + 0.36 * len(names), columns=len(panels), sharey=True, squeeze=False
     )
     said = []
     for axes, (attack, table) in zip(sheets[0], panels.items(), strict=True):
@@ -163,6 +163,10 @@ def backdoor_defences(
             f"{attack}: least success {_percent(table[best]['success'])} ({best}), most "
             f"{_percent(table[worst]['success'])} ({worst})"
         )
+    for _, colour, name in _SCORES:
+        sheets[0][0].plot([], [], "o", color=colour, ms=7, label=name)
+    handles, labels = sheets[0][0].get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     text = (
         f"Vermilion: success of the backdoor, blue: clean accuracy; dots are means, bars go from "
         f"least to most. {'; '.join(said)}. Dashed: what is mistaken without any attack, "
