@@ -6,7 +6,7 @@
 Chapters 13 and 14.
 """
 
-from flcourse.secagg.ciphers import SCHEMES, Plan
+from flcourse.secagg.ciphers import Plan
 from flcourse.secagg.client import Client
 from flcourse.secagg.cost import upload_bytes
 from flcourse.secagg.distributed_dp import (
@@ -29,6 +29,7 @@ from flcourse.secagg.homomorphic import (
 from flcourse.secagg.integer_noise import DiscreteGaussian, Skellam, discrete_gaussian_plain
 from flcourse.secagg.masking import add_masks, mask_seed, self_seed
 from flcourse.secagg.protocol import Run, SecureSum, as_aggregate, run_round, secure_sum
+from flcourse.secagg.schemes import SCHEMES
 from flcourse.secagg.server import Server
 from flcourse.secagg.setup import STAGES, Setup, directory, new_identities
 from flcourse.secagg.shamir import Share, combine, combine_plain, split, split_plain

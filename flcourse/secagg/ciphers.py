@@ -1,19 +1,12 @@
-"""The ciphers behind chapter 14: Paillier (python-paillier), BFV and CKKS (TenSEAL).
+"""What the ciphers of chapter 14 share: the plan of a sum, who holds which key, the libraries.
 
-    holder = new_holder(plan, "bfv")               # has the secret key
-    adder = public_part(plan, "bfv", holder.public)   # has the public key only
-    total = adder.add([holder.encrypt(first, 0), holder.encrypt(second, 0)])
-    holder.decrypt(total, offset=0)
-
-Here a vector is ``d`` whole numbers of at most ``plan.bound``; `flcourse.secagg.homomorphic` makes
-them from reals and the bytes that travel. Both libraries are optional: ``pip install phe tenseal``.
+A vector is ``d`` whole numbers of at most ``plan.bound``; `flcourse.secagg.homomorphic` makes them
+from reals and the bytes that travel.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -21,15 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from flcourse.secagg.errors import ProtocolError
-from flcourse.secagg.field import FixedPoint, bits_needed, pack, packed_size, unpack
+from flcourse.secagg.field import FixedPoint, bits_needed
 
 Integers = NDArray[np.int64]
 Reals = NDArray[np.float64]
 
-SCHEMES = ("paillier", "bfv", "ckks")
-KEY_BITS = 2048  # of Paillier: below it n can be factored
-_LEAST_KEY_BITS, _MOST_PRECISION = 256, 32
+_MOST_PRECISION = 32
 
 
 @dataclass(frozen=True)
@@ -102,47 +92,6 @@ class Holder(PublicPart, Protocol):
     def decrypt(self, blobs: Sequence[bytes], offset: int) -> Reals: ...
 
 
-def new_holder(plan: Plan, scheme: str, **options: Any) -> Holder:
-    """A fresh key pair. Options: ``key_bits``, ``packed`` (Paillier); ``ring`` (BFV, CKKS).
-
-    CKKS reads ``moduli`` and ``scale_bits``, too.
-
-    Raises ``ValueError`` for an unknown scheme or option, ``ImportError`` that names the command
-    which installs the library.
-    """
-    return _kind(scheme, plan).generate(plan, **_allowed(scheme, options))
-
-
-def public_part(plan: Plan, scheme: str, public: bytes, **options: Any) -> PublicPart:
-    """The adder's half, from ``holder.public``. Raises ``ProtocolError`` for a damaged key."""
-    return _kind(scheme, plan).from_public(plan, public, **_allowed(scheme, options))
-
-
-def _kind(scheme: str, plan: Plan) -> Any:
-    if scheme == "paillier":
-        return Paillier
-    if scheme in SCHEMES:
-        from flcourse.secagg.lattice import BFV, CKKS
-
-        return {"bfv": BFV, "ckks": CKKS}[scheme]
-    raise ValueError(f"scheme={scheme!r} is unknown: use {', '.join(SCHEMES)}")
-
-
-def _allowed(scheme: str, options: dict[str, Any]) -> dict[str, Any]:
-    reads = {
-        "paillier": ("key_bits", "packed"),
-        "bfv": ("ring",),
-        "ckks": ("ring", "moduli", "scale_bits"),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    if unread := sorted(set(given) - set(reads[scheme])):
-        raise ValueError(
-            f"scheme={scheme!r} does not read {', '.join(unread)}: it takes "
-            f"{', '.join(reads[scheme])}"
-        )
-    return given
-
-
 def library(name: str) -> Any:
     """Import ``phe`` or ``tenseal``; ``ImportError`` names the command that installs it."""
     try:
@@ -151,109 +100,3 @@ def library(name: str) -> Any:
         raise ImportError(
             f"homomorphic encryption needs {name}: pip install {name} (or flcourse[he])"
         ) from error
-
-
-# --- Paillier ---------------------------------------------------------------------------------
-
-
-class Paillier:
-    """``c = (1 + n·m)·r^n mod n²``; the product of ciphertexts decrypts to the sum of plaintexts.
-
-    ``⌊(key_bits − 1) / slot_bits⌋`` values share a plaintext, each shifted by ``offset`` so that
-    none is negative and no slot borrows from the next. ``packed=False`` puts one into each.
-
-    A client knows ``p`` and ``q``, so its ``r^n mod n²`` costs two powers with exponents and moduli
-    of half the length: with ``u`` uniform modulo ``p``, ``u^p mod p²`` is uniform among the n-th
-    powers there. It is the same distribution as python-paillier's, in about a quarter of the time.
-
-    Source: Paillier 1999, "Public-Key Cryptosystems Based on Composite Degree Residuosity Classes",
-    scheme 1 and section 7 (CRT). Chapter 14.
-    Raises ``ValueError`` for a key length that is odd, below 256, or too short for one slot.
-    """
-
-    name = "paillier"
-
-    def __init__(self, plan: Plan, key: Any, secret: Any = None, packed: bool = True) -> None:
-        self.plan, self.key, self.secret = plan, key, secret
-        self.key_bits = int(key.n).bit_length()
-        self.slots = (self.key_bits - 1) // plan.slot_bits if packed else 1
-        if self.slots < 1:
-            raise ValueError(
-                f"key_bits={self.key_bits} holds no value of {plan.slot_bits} bits: "
-                "use a longer key"
-            )
-        self.public = int(key.n).to_bytes(-(-self.key_bits // 8), "little")
-        self.size = -(-2 * self.key_bits // 8)
-        if secret is not None:
-            self._squares = secret.p**2, secret.q**2
-            self._inverse = pow(self._squares[0], -1, self._squares[1])
-
-    @classmethod
-    def generate(cls, plan: Plan, key_bits: int = KEY_BITS, packed: bool = True) -> Paillier:
-        if key_bits < _LEAST_KEY_BITS or key_bits % 2:
-            raise ValueError(
-                f"key_bits={key_bits} must be even and at least {_LEAST_KEY_BITS} "
-                f"({KEY_BITS} or more to be secure)"
-            )
-        public, secret = library("phe").paillier.generate_paillier_keypair(n_length=key_bits)
-        return cls(plan, public, secret, packed)
-
-    @classmethod
-    def from_public(
-        cls, plan: Plan, public: bytes, key_bits: int | None = None, packed: bool = True
-    ) -> Paillier:
-        n = int.from_bytes(public, "little")
-        if n.bit_length() < _LEAST_KEY_BITS or n % 2 == 0:
-            raise ProtocolError(f"{len(public)} bytes are no Paillier key")
-        if key_bits is not None and n.bit_length() != key_bits:
-            raise ProtocolError(f"a key of {n.bit_length()} bits where {key_bits} were agreed on")
-        return cls(plan, library("phe").paillier.PaillierPublicKey(n), None, packed)
-
-    def encrypt(self, values: Integers, offset: int) -> list[bytes]:
-        shifted, width = (values + offset).astype("<u8"), self.plan.slot_bits
-        blobs = []
-        for start in range(0, len(shifted), self.slots):
-            plain = int.from_bytes(pack(shifted[start : start + self.slots], width), "little")
-            blobs.append(self._encrypted(plain).to_bytes(self.size, "little"))
-        return blobs
-
-    def _encrypted(self, plain: int) -> int:
-        if self.secret is None:
-            return int(self.key.raw_encrypt(plain))
-        (p, q), (p2, q2) = (self.secret.p, self.secret.q), self._squares
-        first = pow(secrets.randbelow(p - 1) + 1, p, p2)
-        second = pow(secrets.randbelow(q - 1) + 1, q, q2)
-        mask = first + p2 * ((second - first) * self._inverse % q2)
-        return int((1 + self.key.n * plain) * mask % self.key.nsquare)
-
-    def add(self, messages: Sequence[list[bytes]]) -> list[bytes]:
-        sums = []
-        for column in zip(*messages, strict=True):
-            product = 1
-            for blob in column:
-                product = product * int.from_bytes(blob, "little") % self.key.nsquare
-            sums.append(product.to_bytes(self.size, "little"))
-        return sums
-
-    def check(self, blobs: Sequence[bytes]) -> None:
-        wanted = -(-self.plan.num_values // self.slots)
-        if len(blobs) != wanted or any(len(blob) != self.size for blob in blobs):
-            raise ProtocolError(f"expected {wanted} ciphertexts of {self.size} bytes")
-        for blob in blobs:
-            value = int.from_bytes(blob, "little")
-            if not 0 < value < self.key.nsquare or math.gcd(value, self.key.n) != 1:
-                raise ProtocolError("a number that is no Paillier ciphertext under this key")
-
-    def decrypt(self, blobs: Sequence[bytes], offset: int) -> Reals:
-        if self.secret is None:
-            raise ValueError("only the key holder can decrypt: this is the public part")
-        width, count = self.plan.slot_bits, self.plan.num_values
-        parts: list[Integers] = []
-        for blob in blobs:
-            plain = int(self.secret.raw_decrypt(int.from_bytes(blob, "little")))
-            size = min(self.slots, count - self.slots * len(parts))
-            length = packed_size(size, width)
-            if plain.bit_length() > size * width:
-                raise ProtocolError("a plaintext larger than its slots: more was added than agreed")
-            parts.append(unpack(plain.to_bytes(length, "little"), width, size).astype(np.int64))
-        return (np.concatenate(parts) - offset).astype(np.float64)

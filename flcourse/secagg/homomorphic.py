@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from flcourse.fedavg import Aggregate
-from flcourse.secagg.ciphers import SCHEMES, Integers, Plan, Reals, new_holder, public_part
+from flcourse.secagg.ciphers import Integers, Plan, Reals
 from flcourse.secagg.errors import ProtocolError
 from flcourse.secagg.field import RandomBytes, as_reals
+from flcourse.secagg.schemes import SCHEMES, new_holder, public_part
 
 VERSION, MAGIC = 1, b"FLHE"
 _HEADER = struct.Struct("<4sBBBIQI")  # magic, version, scheme, noisy, added, values, ciphertexts
@@ -93,7 +94,7 @@ class KeyHolder:
     """A client: it encrypts its own vector, and decrypts the sum.
 
     ``public`` is what the server is given. ``options``: ``key_bits`` and ``packed`` for Paillier,
-    ``ring`` for BFV, ``ring``, ``moduli`` and ``scale_bits`` for CKKS (`flcourse.secagg.ciphers`).
+    ``ring`` for BFV, ``ring``, ``moduli`` and ``scale_bits`` for CKKS (`flcourse.secagg.lattice`).
     Chapter 14. Raises ``ValueError`` and ``ImportError`` as `new_holder` does.
     """
 
