@@ -3,7 +3,7 @@
     python data_scripts/make_byzantine_five.py --root DATA      # about 5 minutes on one core
 
 The shape of a published comparison: 5 clients, 2 of them lie, 5 rounds; and one with 1 liar of 5
-that is loud, and 15 rounds. LightCNN, 5,000 training pictures, IID, two seeds. Chapter 16 runs the
+that is loud. LightCNN, 5,000 training pictures, IID, two seeds. Chapter 16 runs the
 same on digits and shows this beside it.
 """
 

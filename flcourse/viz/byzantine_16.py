@@ -154,8 +154,9 @@ def rules_under_lie(
         axes.grid(axis="y", visible=False)
         means = [
             f"{short(rule)} {100 * np.mean(to_array(v)):.0f}"
-            for rule, v in table[attack].items()
             if len(to_array(v))
+            else f"{short(rule)} not defined"
+            for rule, v in table[attack].items()
         ]
         said.append(f"{name}: {', '.join(means)}; {reference} without liars {honest:.0f}")
     text = (
@@ -262,7 +263,7 @@ def price_of_a_lie(
         axes.plot([], [], "o", color=colours[rule], label=short(rule))
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncol=3, frameon=False, fontsize=11)
     axes.axvline(0, color=INK, lw=1.2)
-    axes.axvline(mark, color=COLOURS["warning"], lw=1.6, ls=(0, (4, 3)))
+    axes.axvline(mark, color=COLOURS["attacker"], lw=1.6, ls=(0, (4, 3)))
     axes.set_yticks(range(len(found)), list(found))
     axes.set(xlabel="points of accuracy lost to the lie", ylim=(len(found) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
@@ -291,7 +292,9 @@ def _cell(axes: Axes, row: int, column: int, value: float) -> None:
         corner = (column - 0.5, row - 0.5)
         axes.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="///", ec=FAINT, lw=0))
         return
-    axes.text(column, row, f"{value:.0f}".replace("-", "−"), ha="center", va="center", fontsize=11)
+    text = f"{value:.0f}".replace("-", "−")
+    size = 11 if len(text) < 4 else 9  # "−100" in one of thirteen columns
+    axes.text(column, row, text, ha="center", va="center", fontsize=size)
 
 
 def _words(rules: Sequence[str], row: np.ndarray) -> list[str]:

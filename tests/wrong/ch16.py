@@ -15,6 +15,14 @@ def reach(honest, push, *, bound="pairs", pick="min", root=True):
     return float(each.min() if pick == "min" else each.max())
 
 
+def most_opposed(honest, push):
+    """γ for the row that lies most against the push; another may be nearer its bound."""
+    centred = (honest - honest.mean(dim=0)).double()
+    bound = torch.cdist(honest.double(), honest.double()).square().max()
+    each = roots(honest.double(), push.double(), bound)
+    return float(each[(centred @ push.double()).argmin()])
+
+
 def around_the_mean(honest, push):
     return float(torch.cdist(honest.double(), honest.double()).max() / push.double().norm())
 
@@ -110,6 +118,7 @@ WRONG = {
     "16.1": [
         ("near one row", lambda h, p: reach(h, p, pick="max"), "every one of them"),
         ("row and mean", lambda h, p: reach(h, p, bound="mean"), "not of a row and the mean"),
+        ("most opposed row", most_opposed, "halve the gap"),
         ("around the mean", around_the_mean, "those to the honest rows"),
         ("min-sum", as_min_sum, "min-sum"),
         ("unsquared", lambda h, p: reach(h, p, bound="unsquared"), "one that is not"),
