@@ -6,6 +6,7 @@ import pytest
 
 from flcourse import viz
 from flcourse.viz import byzantine_15
+from tests.figures import assert_speaks_for_itself
 
 HONEST, LIE = [[1.0, 1.0], [2.0, 1.0], [1.0, 2.0], [3.0, 2.0]], [-12.0, -11.0]
 ERRORS = {
@@ -35,9 +36,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert figure.width <= 720 and len(figure.html()) < 200_000
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

@@ -1,13 +1,11 @@
 """Figures of chapter 16: what is drawn stands in caption and alt text."""
 
-import io
-
 import pytest
-from PIL import Image
 
 from flcourse import viz
 from flcourse.byzantine.matrix import STANDARD_ATTACKS, STANDARD_RULES
 from flcourse.viz.byzantine_16 import SHORT, short
+from tests.figures import assert_speaks_for_itself
 
 TABLE = {
     "none": {"mean": [0.9, 0.94], "krum": [0.7, 0.6], "bulyan": [0.5, 0.5]},
@@ -31,10 +29,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert len(figure.html()) < 200_000 and figure.html() == FIGURES[name]().html()
-    assert Image.open(io.BytesIO(figure.png)).width == pytest.approx(2 * figure.width, abs=2)
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

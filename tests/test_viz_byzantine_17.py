@@ -3,6 +3,7 @@
 import pytest
 
 from flcourse import viz
+from tests.figures import assert_speaks_for_itself
 
 RUNS = {"mean": [35.0, 31.0], "Krum": [float("inf"), 30.0]}
 TABLE = {"1": {"success": [0.1, 0.2], "clean": [0.9, 0.8]},
@@ -27,9 +28,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert figure.width <= 720 and len(figure.html()) < 200_000
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

@@ -5,6 +5,7 @@ import pytest
 
 from flcourse import viz
 from flcourse.viz.encryption_14 import duration, megabytes, spelt
+from tests.figures import assert_speaks_for_itself
 
 NUMBERS = np.array([[5, -7, 3, 7], [-2, -7, 7, 7], [1, -6, 6, 7]])
 BITS = (8, 12, 16)
@@ -30,9 +31,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert figure.width <= 720 and len(figure.html()) < 200_000
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

@@ -1,19 +1,17 @@
 """Figures of the attack chapters: they speak for themselves, and say what their data say."""
 
 import functools
-import io
-import re
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from flcourse import viz
 from flcourse.attacks.types import Layer, Recovery, Scores, Snapshot
 from flcourse.metrics import psnr
 from flcourse.viz.emerging import thin
 from flcourse.viz.inversion import _blurred, _damaged_to, _noisy, picture_psnr
+from tests.figures import assert_speaks_for_itself
 
 GENERATOR = torch.Generator().manual_seed(0)
 PHOTOS = torch.rand(4, 3, 8, 8, generator=GENERATOR)
@@ -67,14 +65,7 @@ def figure_of(name: str) -> viz.Figure:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = figure_of(name)
-    page = figure._repr_mimebundle_()["text/html"]
-    assert re.fullmatch(r'<figure class="flc-figure".*</figure>', page, re.DOTALL)
-    assert len(figure.alt) > 20 and len(figure.caption) > 60, "a caption is understood alone"
-    assert "http" not in page and len(page) < 250_000 and "nan" not in figure.caption
-    picture = Image.open(io.BytesIO(figure.png))
-    assert picture.width == pytest.approx(2 * figure.width, abs=2) and figure.width <= 720
-    assert figure.html() == FIGURES[name]().html(), "the same data give the same bytes"
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

@@ -6,6 +6,7 @@ import pytest
 from flcourse import viz
 from flcourse.privacy import gaussian_delta, trade_off
 from flcourse.viz.privacy_10 import classic_gives, power, promised
+from tests.figures import assert_speaks_for_itself
 
 SCORES = (np.linspace(-2, 2, 50), np.linspace(-1, 3, 50))
 WORDS = ("a", "b", "c")
@@ -26,9 +27,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert figure.width <= 720 and len(figure.html()) < 200_000
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

@@ -1,11 +1,9 @@
 """Figures of chapter 12: what is drawn stands in the caption."""
 
-import io
-
 import pytest
-from PIL import Image
 
 from flcourse import viz
+from tests.figures import assert_speaks_for_itself
 
 LOST = {"ε = 8": {10: [60.0, 64.0], 100: [4.0], 1_000: [0.5]}, "ε = 1": {10: [77.0], 1_000: [2.0]}}
 TRAINING = {"server": {0.1: [0.9, 0.8], 1.0: [0.7]}, "local": {0.1: [0.8], 1.0: [0.2, 0.3]}}
@@ -22,10 +20,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert len(figure.html()) < 200_000 and figure.html() == FIGURES[name]().html()
-    assert Image.open(io.BytesIO(figure.png)).width == pytest.approx(2 * figure.width, abs=2)
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:

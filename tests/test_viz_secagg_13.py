@@ -5,6 +5,7 @@ import pytest
 
 from flcourse import viz
 from flcourse.secagg import secure_sum
+from tests.figures import assert_speaks_for_itself
 
 VALUES, MASKS = (8, 5, 11), {(2, 1): 4, (3, 1): 7, (3, 2): 2}
 WORDS = {name: np.arange(2**16, dtype=np.uint32) << 16 for name in ("a", "b", "c")}
@@ -31,9 +32,7 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_speaks_for_itself(name: str) -> None:
-    figure = FIGURES[name]()
-    assert len(figure.alt) > 20 and len(figure.caption) > 40
-    assert figure.width <= 720 and len(figure.html()) < 200_000
+    assert_speaks_for_itself(FIGURES[name])
 
 
 def test_captions_are_computed_from_what_is_drawn() -> None:
