@@ -1,4 +1,4 @@
-"""Pre-aggregation: blend rows before a rule, so that honest ones differ less. Chapter 15.
+"""Pre-aggregation: blend rows before a rule, so that honest ones differ less. Chapter 16.
 
 Both return rows, to which any rule is then applied (``as_aggregate(rule, mix=...)``).
 """
@@ -19,7 +19,7 @@ def nearest_neighbour_mixing(rows: Tensor, num_byzantine: int) -> Tensor:
     Every mixed row is then mostly honest, and honest rows lie closer together than before.
 
     Source: Allouah et al. 2023, "Fixing by Mixing: A Recipe for Optimal Byzantine ML under
-    Heterogeneity", section 3. Chapter 15.
+    Heterogeneity", section 3. Chapter 16.
     Raises ``ValueError`` unless ``n ≥ 2f + 1``, of the rows left after ``DroppedRows``: the result
     has that many rows.
     """
@@ -40,7 +40,7 @@ def bucketing(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
     the rows; liars must not foresee it.
 
     Source: Karimireddy et al. 2022, "Byzantine-Robust Learning on Heterogeneous Datasets via
-    Bucketing", Algorithm 1. Chapter 15.
+    Bucketing", Algorithm 1. Chapter 16.
     Raises ``ValueError`` unless ``1 ≤ size ≤ n``; warns ``DroppedRows``.
     """
     rows, norms = admitted(rows, "bucketing")

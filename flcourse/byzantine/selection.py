@@ -1,4 +1,4 @@
-"""Rules that choose rows by their distances to the others: Krum, multi-Krum, Bulyan. Chapter 15."""
+"""Rules that choose rows by their distances to the others: Krum, multi-Krum, Bulyan."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def bulyan(rows: Tensor, num_byzantine: int) -> Tensor:
     Weights are ignored.
 
     Source: El Mhamdi et al. 2018, "The Hidden Vulnerability of Distributed Learning in Byzantium",
-    section 4. Chapter 15.
+    section 4. Chapter 16.
     Raises ``ValueError`` unless ``n ≥ 4f + 3``, of the rows left after ``DroppedRows``.
     """
     rows, norms = admitted(rows, "bulyan")

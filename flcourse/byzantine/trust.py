@@ -1,4 +1,4 @@
-"""Rules that ask who can be trusted: a small clean set of the server's own, or company. Chapter 15.
+"""Rules that ask who can be trusted: a small clean set of the server's own, or company. Chapter 16.
 
 Both look at directions: FLTrust at the angle to what the server would have done, the cluster filter
 at the angles between clients. An angle says nothing about length, so both also set the lengths.
@@ -32,7 +32,7 @@ def fltrust(rows: Tensor, server_update: Tensor) -> Tensor:
     liars, but is no better than the root set. Weights are ignored.
 
     Source: Cao et al. 2021, "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping",
-    Algorithm 2. Chapter 15.
+    Algorithm 2. Chapters 16 and 17.
     Raises ``ValueError`` for a server update of another shape, not finite or zero; warns
     ``DroppedRows``.
     """
@@ -58,7 +58,7 @@ def cluster_filter(
     The rows kept are first cut to their median length. ``n ≥ 2f + 1``. Weights are ignored.
 
     Source: Ester et al. 1996 (DBSCAN); Nguyen et al. 2022, "FLAME: Taming Backdoors in Federated
-    Learning", section 4 (there HDBSCAN, majority clusters and median lengths). Chapter 15.
+    Learning", section 4 (there HDBSCAN, majority clusters and median lengths). Chapter 16.
     Raises ``ValueError`` for options outside their range, or if every row is noise; warns
     ``DroppedRows``.
     """
@@ -82,7 +82,7 @@ def cluster_filter(
 def root_set(data: Dataset, size: int = 100, *, generator: torch.Generator) -> Client:
     """``size`` samples drawn from ``data`` as the server's own clean set (index −1), for FLTrust.
 
-    Chapter 15. Raises ``ValueError`` if there are fewer.
+    Chapter 17. Raises ``ValueError`` if there are fewer.
     """
     if not 1 <= size <= len(data):
         raise ValueError(f"size={size} must lie in 1 … {len(data)}, the samples there are")
@@ -96,7 +96,7 @@ def root_update(model: nn.Module, root: Client, **local: Any) -> Callable[[], Te
     For ``as_aggregate("fltrust", server_update=root_update(model, root, epochs=1, ...))`` with the
     model that ``train`` trains in place: ``aggregate`` is called before the round's step, so the
     server starts where the clients did. ``local`` are the options of ``local_updates``. The n-th
-    call shuffles as round n. Chapter 15.
+    call shuffles as round n. Chapter 17.
     """
     calls = itertools.count(1)
 
