@@ -15,6 +15,7 @@ from flcourse.models import MLP, LightCNN, Logistic, Normalise, SimpleCNN
 from flcourse.privacy import epsilon
 from flcourse.runs import make_model
 from flcourse.vectors import flatten
+from tests.command import run_command
 
 SMALL = ["train", "--data-set", "digits", "--clients", "4", "--fraction", "0.5"]
 
@@ -26,12 +27,7 @@ def train(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FLCOURSE_DATASET", raising=False)
 
     def call(*options, start=SMALL):
-        try:
-            code = main([*start, *options])
-        except SystemExit as stop:  # how argparse leaves
-            code = stop.code
-        out, err = capsys.readouterr()
-        return code, out, err
+        return run_command(capsys, *start, *options)
 
     return call
 

@@ -24,6 +24,7 @@ from flcourse.cli import main
 from flcourse.data import load_dataset
 from flcourse.models import LeNet, Normalise
 from flcourse.vectors import flatten
+from tests.command import run_command
 
 SEARCH = ["--method", "match", "--labels", "known", "--steps", "5"]
 DIVIDED = ["--model", "mlp", "--data", "digits"]
@@ -36,11 +37,7 @@ def attack(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*given):
-        try:
-            code = main(["attack", *given])
-        except SystemExit as stop:  # how argparse leaves
-            code = stop.code
-        return code, *capsys.readouterr()
+        return run_command(capsys, "attack", *given)
 
     return call
 

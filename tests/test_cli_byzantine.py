@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from flcourse.byzantine import ATTACKS, MIXINGS, RULES, Setting, run_cell
-from flcourse.cli import main
+from tests.command import run_command
 
 QUICK = ["--rounds", "1", "--epochs", "1", "--clients", "7", "--byzantine", "2"]
 
@@ -19,11 +19,7 @@ def byzantine(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*given):
-        try:
-            code = main(["byzantine", *given])
-        except SystemExit as stop:  # how argparse leaves
-            code = stop.code
-        return code, *capsys.readouterr()
+        return run_command(capsys, "byzantine", *given)
 
     return call
 
