@@ -224,6 +224,15 @@ def expect_close(
         raise Wrong(f"{what[0].upper()}{what[1:]} {reason} {hint}".strip())
 
 
+def expect_functions(answer: object, number: str, names: str) -> tuple[Callable[..., Any], ...]:
+    """The functions of an answer that has several: ``names`` as ``check`` is to be given them."""
+    count = names.count(",") + 1
+    if not (isinstance(answer, tuple) and len(answer) == count and all(map(callable, answer))):
+        many = "both" if count == 2 else f"all {count}"
+        raise Wrong(f'Give check {many} functions: check("{number}", ({names})).')
+    return answer
+
+
 def as_tensor(value: object, what: str) -> Tensor:
     """``value`` as a float64 tensor, detached; raises ``Wrong`` where it is no numbers."""
     if inspect.isgenerator(value):

@@ -12,19 +12,11 @@ from unittest import mock
 
 import numpy as np
 
-from flcourse.exercises._core import Wrong, exercise
+from flcourse.exercises._core import Wrong, exercise, expect_functions
 from flcourse.secagg.shamir import split_plain
 
 Draw = Callable[[int, int], list[int]]
 WINDOW = 600  # seconds
-
-
-def functions(answer: Any, number: str, names: str) -> tuple[Callable[..., Any], ...]:
-    """The functions of an answer that has several."""
-    count = names.count(",") + 1
-    if not (isinstance(answer, tuple) and len(answer) == count and all(map(callable, answer))):
-        raise Wrong(f'Give check all {count} functions: check("{number}", ({names})).')
-    return answer
 
 
 @exercise(
@@ -42,7 +34,7 @@ def functions(answer: Any, number: str, names: str) -> tuple[Callable[..., Any],
 )
 def coefficients(answer: Any) -> str:
     names = "from_range, from_clock, coefficients"
-    ranged, clocked, repair = functions(answer, "13.3", names)
+    ranged, clocked, repair = expect_functions(answer, "13.3", names)
     draw = np.random.default_rng(133)
     for case in ((65537, 2, 1, 256), (65537, 3, 2, 40), (257, 3, 2, 16), (65537, 4, 2, 7)):
         _check_range(ranged, draw, *case)

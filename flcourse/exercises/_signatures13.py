@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from flcourse.exercises._core import Wrong, exercise
-from flcourse.exercises._shares13 import functions
+from flcourse.exercises._core import Wrong, exercise, expect_functions
 
 ROUND = 16  # bytes of a round's number
 
@@ -30,7 +29,7 @@ ROUND = 16  # bytes of a round's number
     ),
 )
 def signature(answer: Any) -> str:
-    forge, sign, verify = functions(answer, "13.4", "forge, sign, verify")
+    forge, sign, verify = expect_functions(answer, "13.4", "forge, sign, verify")
     draw = np.random.default_rng(134)
     for flawed, sound in ((4, 0), (3, 3), (0, 3)):
         _check_forge(forge, draw, flawed, sound)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flcourse.exercises._core import Wrong, exercise
+from flcourse.exercises._core import Wrong, exercise, expect_functions
 from flcourse.runtime import generator
 
 PRIMES = ((211, 241), (1009, 1201), (10007, 12011))
@@ -121,8 +121,7 @@ def _weighted(messages: Sequence[int], weights: Sequence[int]) -> int:
     ),
 )
 def packing(answer: Any) -> str:
-    if not (isinstance(answer, tuple) and len(answer) == 2 and all(map(callable, answer))):
-        raise Wrong('Give check both functions: check("14.2", (pack, unpack)).')
+    expect_functions(answer, "14.2", "pack, unpack")
     draw = generator(0, "exercise 14.2")
     # 2·4·8 = 2^6: a sum that needs one bit more than its logarithm says
     cases_of = ((7, 3, 4), (127, 5, 9), (3, 1, 5), (8, 4, 6), (32767, 100, 20))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flcourse.exercises._core import Wrong, as_tensor, exercise, expect_close
+from flcourse.exercises._evidence import read_case
 from flcourse.runtime import generator
 
 Rule = Callable[[Tensor, int], Tensor]
@@ -315,20 +316,7 @@ def evidence(answer: Callable[..., Any]) -> str:
 
 
 def _read(found: Any) -> tuple[Tensor, int] | None:
-    if isinstance(found, bool):
-        raise Wrong("Return the evidence itself: (rows, f), or () if you find none.")
-    if isinstance(found, tuple) and not found:
-        return None
-    if not (isinstance(found, (tuple, list)) and len(found) == 2):
-        raise Wrong("Return two things, (rows, f), or () if you find nothing.")
-    rows, f = torch.as_tensor(found[0]).detach(), found[1]
-    if rows.dim() != 2 or not rows.is_floating_point() or not bool(rows.isfinite().all()):
-        raise Wrong("The rows must be a float tensor [n, d] of finite values.")
-    if len(rows) > 500 or rows.shape[1] > 10_000:
-        raise Wrong(f"Rows {list(rows.shape)} are more than it takes: a few small ones will do.")
-    if isinstance(f, bool) or not hasattr(f, "__index__") or f < 0:
-        raise Wrong(f"f = {f!r} must be a whole number, 0 or more.")
-    return rows, int(f)
+    return read_case(found, most=500, least=0, remark="0 or more")
 
 
 def _broken(name: str, rule: Rule, rows: Tensor, f: int) -> bool:

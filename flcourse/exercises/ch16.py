@@ -10,10 +10,12 @@ from torch import Tensor
 
 from flcourse import byzantine
 from flcourse.exercises._core import Wrong, as_tensor, exercise, expect_close
+from flcourse.exercises._evidence import nothing_found, read_case, read_rows
 from flcourse.runtime import generator
 
 Distances = Callable[[Tensor], Tensor]
 Bulyan = Callable[[Tensor, int], Tensor]
+MOST_ROWS = 200  # of evidence
 
 
 # --- 16.1 -----------------------------------------------------------------------------------------
@@ -253,27 +255,14 @@ def escapes(rule: Bulyan, rows: Tensor, f: int) -> bool:
 
 
 def _evidence(found: Any) -> tuple[Tensor, int] | None:
-    if isinstance(found, bool):
-        raise Wrong("Return the evidence itself: (rows, f), or () if you find none.")
-    if isinstance(found, tuple) and not found:
+    remark = "at least 1: somebody must lie"
+    case = read_case(found, most=MOST_ROWS, least=1, order=" with the lies last", remark=remark)
+    if case is None:
         return None
-    if not (isinstance(found, (tuple, list)) and len(found) == 2):
-        raise Wrong("Return two things, (rows, f) with the lies last, or () if you find nothing.")
-    rows, f = _rows(found[0]), found[1]
-    if isinstance(f, bool) or not hasattr(f, "__index__") or f < 1:
-        raise Wrong(f"f = {f!r} must be a whole number, at least 1: somebody must lie.")
-    if len(rows) < 4 * f + 3:
-        raise Wrong(f"For n = {len(rows)} and f = {f} Bulyan promises nothing: it needs 4f + 3.")
-    return rows, int(f)
-
-
-def _rows(value: Any) -> Tensor:
-    rows = torch.as_tensor(value).detach()
-    if rows.dim() != 2 or not rows.is_floating_point() or not bool(rows.isfinite().all()):
-        raise Wrong("The rows must be a float tensor [n, d] of finite values.")
-    if len(rows) > 200 or rows.shape[1] > 10_000:
-        raise Wrong(f"Rows {list(rows.shape)} are more than it takes: a few small ones will do.")
-    return rows
+    n, f = len(case[0]), case[1]
+    if n < 4 * f + 3:
+        raise Wrong(f"For n = {n} and f = {f} Bulyan promises nothing: it needs 4f + 3.")
+    return case
 
 
 # --- 16.4 -----------------------------------------------------------------------------------------
@@ -346,8 +335,4 @@ def off(rule: Distances, rows: Tensor) -> bool:
 
 
 def _maybe(found: Any) -> Tensor | None:
-    if isinstance(found, bool):
-        raise Wrong("Return the evidence itself: rows [n, d], or () if you find none.")
-    if isinstance(found, tuple) and not found:
-        return None
-    return _rows(found)
+    return None if nothing_found(found, "rows [n, d]") else read_rows(found, most=MOST_ROWS)
