@@ -61,9 +61,9 @@ def as_transform(attack: str | attacks.Attack, liars: Collection[int], **options
     rows pass unchanged. An attack that draws numbers takes them from the round's generator.
     Chapters 15 and 16.
     Raises ``ValueError`` for an unknown attack, an option that it does not take, ``liars`` that are
-    no indices (a mask), and as the attack
-    itself does, with the number of the round: where cohorts are drawn, one may hold a single liar
-    (``suppression`` needs two), a majority of them (``alie`` without ``z``) or nobody else.
+    no indices (a mask), and as the attack itself does, with the number of the round: where cohorts
+    are drawn, one may hold a single liar (``suppression`` needs two), a majority of them (``alie``
+    without ``z``) or nobody else.
     """
     name = attack if isinstance(attack, str) else getattr(attack, "__name__", repr(attack))
     function = attack_named(attack) if isinstance(attack, str) else attack

@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from flcourse.byzantine.coordinates import MAJORITY, coordinate_median
+from flcourse.byzantine.coordinates import coordinate_median
 from flcourse.byzantine.geometry import centred, geometry, majority_radius, typical
 from flcourse.byzantine.screening import admitted
-
-__all__ = ["MAJORITY", "centered_clipping", "geometric_median", "norm_filter"]
 
 _SMOOTHING = 1e-6  # of the majority's radius: nearer than that counts as that near
 

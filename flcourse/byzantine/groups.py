@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flcourse.byzantine.coordinates import MAJORITY
 from flcourse.runtime import generator as make_generator
 from flcourse.secagg import FixedPoint, run_round
 from flcourse.secagg.field import Words, as_reals, reduced, word_type
@@ -147,7 +148,7 @@ class Grouped:
 
 
 def tolerated_liars(
-    num_clients: int, size: int, max_byzantine: Callable[[int], int] = lambda m: (m - 1) // 2
+    num_clients: int, size: int, max_byzantine: Callable[[int], int] = MAJORITY.max_byzantine
 ) -> int:
     """How many liars cannot spoil too many groups, wherever they are: ``max_byzantine(⌊n/g⌋)``.
 

@@ -12,6 +12,7 @@ from flcourse.viz.base import (
     COLOURS,
     INK,
     PAGE_WIDTH,
+    SERIES,
     Figure,
     finite,
     house_style,
@@ -188,7 +189,7 @@ def price_of_groups(
     canvas, (left, right) = new_figure(PAGE_WIDTH, 3.5, columns=2, width_ratios=(1.15, 1))
     sizes = list(psnr)
     x = np.arange(len(sizes))
-    shades = ("#009E73", "#56B4E9", "#E69F00", "#D55E00")
+    shades = (COLOURS["defence"], SERIES[3], COLOURS["warning"], COLOURS["attacker"])
     ends, said = [], []
     for (liars, runs), colour in zip(accuracy.items(), shades, strict=False):
         values = [100 * to_array(runs[size]).astype(float) for size in sizes]
